@@ -1,0 +1,63 @@
+"""A training loop with the same numbers as the one that you would have written by hand; everything else is a plugin.
+
+>>> import torch
+>>> from framework import Trainer
+>>> x = torch.tensor([[1.0], [2.0], [3.0]])
+>>> model = torch.nn.Linear(1, 1)
+>>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+>>> result = Trainer(model, torch.nn.functional.mse_loss, optimizer, device="cpu").fit((x, 2 * x), epochs=200)
+>>> round(result.history[-1]["train_loss"], 3)
+0.0
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# The names are imported when they are first used, so that `python -m framework --help` does not wait for torch.
+_HOMES = {
+    "CheckpointError": "errors", "DataError": "errors", "DeviceError": "errors", "FrameworkError": "errors",
+    "Monitor": "metrics", "NonFiniteError": "errors", "PluginError": "errors", "Recipe": "recipe",
+    "RecipeError": "errors", "Result": "trainer", "RunDirError": "errors", "Snapshot": "checkpoint",
+    "Trainer": "trainer", "UsageError": "errors", "build": "recipe", "described": "layers", "hookimpl": "hooks", "layers": "layers",
+    "mode_of": "metrics", "read_runs": "rundir", "run": "recipe",
+}  # fmt: skip
+
+__all__ = [
+    "CheckpointError", "DataError", "DeviceError", "FrameworkError", "Monitor", "NonFiniteError", "PluginError",
+    "Recipe", "RecipeError", "Result", "RunDirError", "Snapshot", "Trainer", "UsageError", "build", "described",
+    "hookimpl", "layers", "mode_of", "read_runs", "run",
+]  # fmt: skip
+
+if TYPE_CHECKING:
+    from framework.checkpoint import Snapshot
+    from framework.errors import (
+        CheckpointError,
+        DataError,
+        DeviceError,
+        FrameworkError,
+        NonFiniteError,
+        PluginError,
+        RecipeError,
+        RunDirError,
+        UsageError,
+    )
+    from framework.hooks import hookimpl
+    from framework.layers import described, layers
+    from framework.metrics import Monitor, mode_of
+    from framework.recipe import Recipe, build, run
+    from framework.rundir import read_runs
+    from framework.trainer import Result, Trainer
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'framework' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"framework.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,222 @@
+"""Checkpoints: tensors in safetensors, everything else in JSON, no pickle. Written beside and renamed.
+
+::
+
+    checkpoints/
+        step-000000001200/          complete as soon as it has this name
+            model.safetensors  optimizer.safetensors  state.json
+        LAST  BEST                  JSON with the name of a checkpoint, one file a label
+
+A `Snapshot` is the whole state in memory; `write`, `read` and `restore` are all that the rest of the program knows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from framework.device import apply
+from framework.errors import CheckpointError
+
+FORMAT = 1
+
+
+@dataclass
+class Snapshot:
+    """The state of a fit at a step boundary; the tensors are copies.
+
+    `model` is the model's state dict, `optimizer` the optimizer's, `plugins` each plugin's state under its name;
+    `epoch` and `step` count what had been completed.
+    """
+
+    epoch: int
+    step: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    plugins: dict[str, Any] = field(default_factory=dict)
+
+
+def copy(tree: Any) -> Any:
+    """The same tree with its own tensors, on the same device."""
+    return apply(lambda tensor: tensor.detach().clone(), tree)
+
+
+# ------------------------------------------------------------------------------------------------ tree <-> JSON
+
+
+def encode(tree: Any, tensors: dict[str, Tensor], path: str = "state") -> Any:
+    """A tree of plain values as JSON; its tensors go into `tensors` under their paths.
+
+    Raises:
+        CheckpointError: a value that is neither plain nor a tensor
+    """
+    if isinstance(tree, Tensor):
+        tensors[path] = tree
+        return {"$tensor": path}
+    if tree is None or isinstance(tree, (bool, int, str)):
+        return tree
+    if isinstance(tree, float):
+        return tree if tree - tree == 0 else {"$float": repr(tree)}
+    if isinstance(tree, (list, tuple)):
+        items = [encode(value, tensors, f"{path}.{index}") for index, value in enumerate(tree)]
+        return items if isinstance(tree, list) else {"$tuple": items}
+    if isinstance(tree, dict):
+        if all(isinstance(key, str) and not key.startswith("$") for key in tree):
+            return {key: encode(value, tensors, f"{path}.{key}") for key, value in tree.items()}
+        return {
+            "$map": [[encode(k, tensors, f"{path}.key"), encode(v, tensors, f"{path}.{k}")] for k, v in tree.items()]
+        }
+    raise CheckpointError(
+        f"{path} is of type {type(tree).__name__}, which a checkpoint cannot hold; keep numbers, text and tensors"
+    )
+
+
+def decode(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    """The inverse of `encode`. Only the tags above mean anything; no name is ever imported."""
+    if isinstance(tree, list):
+        return [decode(value, tensors) for value in tree]
+    if not isinstance(tree, dict):
+        return tree
+    match list(tree):
+        case ["$tensor"]:
+            return tensors[tree["$tensor"]]
+        case ["$float"]:
+            return float(tree["$float"])
+        case ["$tuple"]:
+            return tuple(decode(value, tensors) for value in tree["$tuple"])
+        case ["$map"]:
+            return {decode(key, tensors): decode(value, tensors) for key, value in tree["$map"]}
+    return {key: decode(value, tensors) for key, value in tree.items()}
+
+
+# ------------------------------------------------------------------------------------------------ write and read
+
+
+def write(snapshot: Snapshot, run_dir: Path, labels: Iterable[str]) -> Path:
+    """Write a checkpoint, point the labels at it, drop those that no label points at; the path of it.
+
+    Raises:
+        CheckpointError: the disk is full, the directory cannot be written, a state that cannot be stored
+    """
+    directory = run_dir / "checkpoints"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        path = _commit(snapshot, directory)
+        for label in labels:
+            _point(directory / label.upper(), path.name)
+        _sweep(directory)
+    except OSError as error:
+        raise CheckpointError(f"cannot write a checkpoint into {directory}: {error.strerror or error}") from error
+    return path
+
+
+def _commit(snapshot: Snapshot, directory: Path) -> Path:
+    tensors: dict[str, Tensor] = {}
+    state = {
+        "format": FORMAT, "epoch": snapshot.epoch, "step": snapshot.step,
+        "optimizer": encode(snapshot.optimizer, tensors, "optimizer"),
+        "plugins": encode(snapshot.plugins, tensors, "plugins"),
+    }  # fmt: skip
+    beside = directory / f".tmp-{secrets.token_hex(4)}"
+    beside.mkdir()
+    try:
+        (beside / "model.safetensors").write_bytes(save_tensors(_storable(snapshot.model)))
+        (beside / "optimizer.safetensors").write_bytes(save_tensors(_storable(tensors)))
+        (beside / "state.json").write_text(json.dumps(state, indent=1, allow_nan=False), encoding="utf-8")
+        path = directory / f"step-{snapshot.step:012d}"
+        again = 0
+        while path.exists():  # another state at the same step: never overwrite
+            again += 1
+            path = directory / f"step-{snapshot.step:012d}-r{again}"
+        os.rename(beside, path)
+        return path
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def _storable(tensors: dict[str, Any]) -> dict[str, Tensor]:
+    """What safetensors writes right: resolved, contiguous, on the CPU, no two names for one storage."""
+    found = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    return {name: t.detach().resolve_conj().resolve_neg().cpu().contiguous().clone() for name, t in found.items()}
+
+
+def _point(file: Path, name: str) -> None:
+    beside = file.with_name(f".tmp-{file.name}")
+    beside.write_text(json.dumps({"name": name}) + "\n", encoding="utf-8")
+    os.replace(beside, file)
+
+
+def _sweep(directory: Path) -> None:
+    kept = {_pointed(file) for file in directory.iterdir() if re.fullmatch(r"[A-Z][A-Z0-9_]*", file.name)}
+    for path in directory.glob("step-*"):
+        if path.name not in kept:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _pointed(file: Path) -> str | None:
+    try:
+        name = json.loads(file.read_text(encoding="utf-8"))["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return name if isinstance(name, str) and re.fullmatch(r"step-\d{12}(-r\d+)?", name) else None
+
+
+def find(run_dir: Path, *labels: str) -> Path | None:
+    """The checkpoint of a run that the first of `labels` with one points at."""
+    for label in labels:
+        name = _pointed(run_dir / "checkpoints" / label.upper())
+        if name is not None and (run_dir / "checkpoints" / name).is_dir():
+            return run_dir / "checkpoints" / name
+    return None
+
+
+def read(path: Path) -> Snapshot:
+    """Read a checkpoint back, on the CPU.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or of another format
+    """
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if state["format"] != FORMAT:
+            raise CheckpointError(f"{path} has format {state['format']}; this version reads format {FORMAT}")
+        tensors = load_tensors((path / "optimizer.safetensors").read_bytes())
+        return Snapshot(
+            epoch=int(state["epoch"]), step=int(state["step"]),
+            model=load_tensors((path / "model.safetensors").read_bytes()),
+            optimizer=decode(state["optimizer"], tensors), plugins=decode(state["plugins"], tensors),
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"the checkpoint {path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def restore_model(snapshot: Snapshot, model: nn.Module) -> None:
+    """Put the weights of a snapshot into a model; nothing is changed if they do not fit.
+
+    Raises:
+        CheckpointError: with the first differences of names and shapes
+    """
+    live = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    differences = [f"{name} is missing in the checkpoint" for name in live if name not in snapshot.model]
+    differences += [f"{name} is not in the model" for name in snapshot.model if name not in live]
+    differences += [
+        f"{name}: checkpoint {tuple(snapshot.model[name].shape)}, model {tuple(live[name].shape)}"
+        for name in live
+        if name in snapshot.model and snapshot.model[name].shape != live[name].shape
+    ]
+    if differences:
+        raise CheckpointError("the checkpoint is of another model: " + "; ".join(differences[:5]))
+    model.load_state_dict(snapshot.model)

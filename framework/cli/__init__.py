@@ -1,0 +1,120 @@
+"""The command line: `python -m framework [VERB] ...`; without a verb it runs a recipe.
+
+Exit status: 0; 1 the training failed; 2 the user's mistake, told in a line or two; 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.metadata
+import importlib.util
+import io
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from framework.errors import FrameworkError, UsageError, did_you_mean
+
+VERBS = {"evaluate": "runs", "hooks": "show", "plugins": "show", "predict": "runs", "recipes": "show"}
+COMMANDS = "framework.commands"  # entry points: verbs that plugins bring along
+
+USAGE = """\
+usage: python -m framework RECIPE [--knob value ...]     run a recipe: a file, or the name of an installed one
+       python -m framework RECIPE --help                 its knobs
+       python -m framework VERB ...
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command line; the exit status."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # no console encoding may end a run
+            stream.reconfigure(errors="backslashreplace")
+    verbose = bool({"-v", "--verbose"} & set(arguments))
+    try:
+        return _dispatch(arguments)
+    except FrameworkError as error:
+        _tell(error, verbose)
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe, such as head, has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def _tell(error: FrameworkError, verbose: bool) -> None:
+    if verbose:
+        traceback.print_exc()
+        return
+    print(f"error: {error}", file=sys.stderr)
+    for note in getattr(error, "__notes__", ()):
+        print(f"  {note}", file=sys.stderr)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help(), end="")
+        return 0
+    first, rest = arguments[0], arguments[1:]
+    if first == "--version":
+        from framework import __version__
+
+        print(f"framework {__version__}")
+        return 0
+    if first in VERBS:
+        from framework.cli.options import parse
+
+        verb = getattr(importlib.import_module(f"framework.cli.{VERBS[first]}"), first)
+        return int(parse(verb, rest, f"python -m framework {first}") or 0)
+    commands = _commands()
+    if first in commands:
+        from framework.cli.options import parse
+
+        return int(parse(commands[first].load(), rest, f"python -m framework {first}") or 0)
+    if first.startswith("-"):
+        raise UsageError(f"the recipe comes first: python -m framework RECIPE {first} ...")
+    if not Path(first).suffix and not Path(first).exists():
+        from framework.labs import installed
+
+        known = [*VERBS, *commands, *installed()]
+        if first not in known:
+            raise UsageError(f"{first!r} is neither a verb nor a recipe.{did_you_mean(first, known)}")
+    from framework.cli.train import train
+
+    return train(first, rest)
+
+
+def _commands() -> dict[str, importlib.metadata.EntryPoint]:
+    points = importlib.metadata.entry_points(group=COMMANDS)
+    return {point.name: point for point in sorted(points, key=lambda point: point.name)}
+
+
+def _help() -> str:
+    """The overview. It reads the first line of each verb from its source, so that nothing heavy is imported."""
+    lines = [USAGE, "verbs:"]
+    found = {verb: (f"framework.cli.{module}", verb) for verb, module in VERBS.items()}
+    found |= {name: (point.module, point.attr) for name, point in _commands().items()}
+    for verb, (module, function) in sorted(found.items()):
+        lines.append(f"  {verb:<10} {_first_line(module, function)}")
+    lines.append("\npython -m framework VERB --help tells more of one. python -m framework recipes lists the recipes.")
+    return "\n".join(lines) + "\n"
+
+
+def _first_line(module: str, function: str) -> str:
+    try:
+        spec = importlib.util.find_spec(module)
+        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8")) if spec and spec.origin else None
+    except (ImportError, OSError, SyntaxError):
+        tree = None
+    for node in tree.body if tree else []:
+        if isinstance(node, ast.FunctionDef) and node.name == function:
+            return (ast.get_docstring(node) or "").partition("\n")[0]
+    return ""

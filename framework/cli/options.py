@@ -1,0 +1,154 @@
+"""Command lines from signatures, by tyro; its errors in a line or two."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import io
+import json
+import re
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import docstring_parser
+import tyro
+
+from framework.errors import UsageError, did_you_mean
+from framework.labs import Lab
+
+_Plugins = Annotated[
+    tyro.conf.UseAppendAction[tuple[str, ...]],
+    tyro.conf.arg(aliases=["-p"], metavar="NAME|FILE|MODULE:CLASS|no:NAME",
+                  help="add a plugin, or remove one with no:NAME; repeatable"),
+]  # fmt: skip
+_Quiet = tyro.conf.FlagCreatePairsOff[Annotated[bool, tyro.conf.arg(aliases=["-q"], help="print nothing but errors")]]
+_Verbose = tyro.conf.FlagCreatePairsOff[
+    Annotated[bool, tyro.conf.arg(aliases=["-v"], help="show the full traceback of an error")]
+]
+_Deterministic = tyro.conf.FlagCreatePairsOff[
+    Annotated[bool, tyro.conf.arg(help="refuse operations whose result can differ from run to run")]
+]
+
+
+def _text(help_text: str, metavar: str) -> Any:
+    return Annotated[str, tyro.conf.arg(help=help_text, metavar=metavar)]
+
+
+@dataclasses.dataclass
+class Options:
+    """What the command line itself takes beside the knobs of a recipe."""
+
+    seed: Annotated[int, tyro.conf.arg(help="sets every random generator before the recipe builds anything")] = 0
+    device: _text("auto (cuda, else mps, else cpu), or a device by name", "NAME") = "auto"  # type: ignore[valid-type]
+    plugin: _Plugins = ()
+    run_dir: _text("keep the run here; by default in runs/RECIPE/NNN", "DIR") = ""  # type: ignore[valid-type]
+    config: _text("take knobs and seed from a JSON file, such as an earlier run.json", "FILE") = ""  # type: ignore[valid-type]
+    deterministic: _Deterministic = False
+    quiet: _Quiet = False
+    verbose: _Verbose = False
+
+
+def parse(verb: Callable[..., Any], arguments: list[str], prog: str) -> Any:
+    """Call a verb with what the arguments say; its parameters without a default are positional.
+
+    Raises:
+        UsageError: an option that does not exist (with a suggestion), or a value of the wrong type
+        SystemExit: 0 after --help
+    """
+
+    def keep(*values: Any, **named: Any) -> Callable[[], Any]:
+        return lambda: verb(*values, **named)  # tyro must not run it: what it prints is caught below
+
+    keep.__signature__ = inspect.signature(verb)  # type: ignore[attr-defined]
+    keep.__annotations__ = typing.get_type_hints(verb, include_extras=True)
+    keep.__doc__ = verb.__doc__
+    return _parsed(keep, arguments, prog, None, tyro.conf.PositionalRequiredArgs)()
+
+
+def of_recipe(lab: Lab, arguments: list[str]) -> tuple[dict[str, Any], Options]:
+    """The knobs of a recipe, and the options of the command line itself.
+
+    Raises:
+        UsageError: as `parse`; or a --config that cannot be read or names other knobs
+    """
+    prog = f"python -m framework {lab.name}"
+    helps = {p.arg_name: p.description for p in docstring_parser.parse(lab.function.__doc__ or "").params}
+    types = typing.get_type_hints(lab.function, include_extras=True)
+    own = typing.get_type_hints(Options, include_extras=True)
+    config = _config(_value_of("--config", arguments), [*lab.knobs, *own])
+    fields: list[Any] = []
+    for name, parameter in lab.knobs.items():
+        help_text = (helps.get(name) or "").replace("\n", " ")
+        kind = Annotated[types.get(name, type(parameter.default)), tyro.conf.arg(help=help_text)]
+        fields.append((name, kind, _default(config.get(name, parameter.default))))
+    for option in dataclasses.fields(Options):
+        fields.append((option.name, own[option.name], _default(config.get(option.name, option.default))))
+    kind = dataclasses.make_dataclass(lab.name if lab.name.isidentifier() else "recipe", fields)
+    values = vars(_parsed(kind, arguments, prog, lab.documentation))
+    return {name: values.pop(name) for name in lab.knobs}, Options(**values)
+
+
+def _default(value: Any) -> Any:
+    value = tuple(value) if isinstance(value, list) else value
+    return dataclasses.field(default_factory=lambda: value)
+
+
+def _parsed(target: Any, arguments: list[str], prog: str, description: str | None, *config: Any) -> Any:
+    settings = (tyro.conf.OmitArgPrefixes, *config)
+    if {"-h", "--help"} & set(arguments):
+        return tyro.cli(target, args=["--help"], prog=prog, description=description, config=settings)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            return tyro.cli(target, args=arguments, prog=prog, description=description, config=settings)
+    except SystemExit:
+        raise UsageError(_shortened(said.getvalue(), prog)) from None
+
+
+def _shortened(text: str, prog: str) -> str:
+    """tyro's message without its frame: what was wrong, and which option is near."""
+    lines = [re.sub(r"[\u2500-\u257f]", " ", line).strip() for line in text.splitlines()]
+    sections: list[list[str]] = [[]]
+    for line in lines[1:]:  # the first is the title of the frame
+        if line.strip("- "):
+            sections[-1].append(line)
+        else:
+            sections.append([])
+    told = [" ".join(section) for section in sections if section]
+    message = told[0].removeprefix("Error parsing ").rstrip(".") if told else "the command line cannot be parsed"
+    near = next((part.removeprefix("Perhaps you meant: ").split() for part in told if part.startswith("Perhaps")), [])
+    option = next((word.rstrip(",") for word in near if word.startswith("--")), None)
+    suggestion = f" Did you mean {option}?" if option else ""
+    return f"{message}.{suggestion}\n  {prog} --help lists the options"
+
+
+def _value_of(option: str, arguments: list[str]) -> str | None:
+    for index, argument in enumerate(arguments):
+        if argument == option and index + 1 < len(arguments):
+            return arguments[index + 1]
+        if argument.startswith(f"{option}="):
+            return argument.partition("=")[2]
+    return None
+
+
+def _config(file: str | None, known: list[str]) -> Mapping[str, Any]:
+    """The settings in a file: those of an earlier run.json, or a plain object of names and values."""
+    if file is None:
+        return {}
+    try:
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--config {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"--config {file} is not JSON: {error}") from error
+    if isinstance(found, dict) and isinstance(found.get("knobs"), dict):
+        found = {**found["knobs"], "seed": found.get("seed", 0), "deterministic": bool(found.get("deterministic"))}
+    if not isinstance(found, dict):
+        raise UsageError(f"--config {file} must hold an object of knobs and their values")
+    for name in found:
+        if name not in known:
+            raise UsageError(f"--config {file}: there is no knob {name!r}.{did_you_mean(name, known)}")
+    return found

@@ -1,0 +1,121 @@
+"""What there is: plugins, hooks, recipes."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import textwrap
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from framework.errors import PluginError, RecipeError, UsageError
+from framework.hooks import HOOKS
+from framework.labs import find_lab, installed, installed_file
+from framework.plugins import Listed, available, default_names, examine, find, origin
+
+
+def plugins(
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE]")] = "",
+    plugin: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(aliases=["-p"])] = (),
+) -> int:
+    """The available plugins; with a recipe, those of its run in their order.
+
+    Args:
+        recipe: a recipe, built with its defaults
+        plugin: as for a run: a name, a file, module:Class, or no:NAME
+    """
+    if recipe:
+        _print_order(recipe, plugin)
+        return 0
+    active = default_names()
+    for name, point in available().items():
+        try:
+            (found,) = find(name)
+            impls, findings = examine(found)
+        except PluginError as error:
+            print(f"{name:<16} {origin(point):<26} broken: {_one_line(error)}")
+            continue
+        if findings:
+            print(f"{name:<16} {origin(point):<26} broken: {'; '.join(findings)}")
+            continue
+        state = "default" if name in active else "available"
+        print(f"{name:<16} {origin(point):<26} {state:<9}  {_summary(found)}")
+        print(f"{'':<16} {'':<26} {'':<9}  {', '.join(impl.hook.name for impl in impls)}")
+    return 0
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _summary(listed: Listed) -> str:
+    return (listed.plugin.__doc__ or "").strip().partition("\n")[0]
+
+
+def _print_order(recipe: str, extra: tuple[str, ...]) -> None:
+    from framework.recipe import Recipe, line_up
+    from framework.seed import seed_everything
+
+    lab = find_lab(recipe)
+    seed_everything(0)
+    made = lab.make(lab.settings({}))
+    variants = {"": made} if isinstance(made, Recipe) or made is None else made
+    for label, variant in variants.items():
+        if variant is None:
+            raise RecipeError(f"the recipe {lab.name} trains nothing, so it has no plugins")
+        one = variant if isinstance(variant, Recipe) else lab.checked(variant())
+        order = line_up(lab.module, one.plugins, extra)
+        print(f"{label + ': ' if label else ''}the plugins of {lab.name}; the first runs first and wraps outermost")
+        for number, listed in enumerate(order, start=1):
+            impls, findings = examine(listed)
+            if findings:
+                raise PluginError("\n".join(findings))
+            hooks = ", ".join(impl.hook.name for impl in impls)
+            where = listed.distribution or "this session"
+            print(f"{number:>3}  {listed.name:<16} {listed.listed:<14} {where:<26} {hooks}")
+
+
+def hooks() -> int:
+    """Every hook: signature, kind, when it is called, and which available plugins implement it."""
+    users: dict[str, list[str]] = {name: [] for name in HOOKS}
+    for name in available():
+        try:
+            impls, _ = examine(find(name)[0])
+        except PluginError:
+            continue
+        for impl in impls:
+            users[impl.hook.name].append(name)
+    for hook in HOOKS.values():
+        print(f"{hook.signature}\n    {hook.kind}{', hot' if hook.hot else ''}{', isolated' if hook.isolated else ''}")
+        print(textwrap.indent(textwrap.fill(hook.when, 100), "    "))
+        print(f"    implemented by: {', '.join(users[hook.name]) or 'none of the available plugins'}")
+    return 0
+
+
+def recipes(copy: str = "") -> int:
+    """The recipes that came with the framework.
+
+    Args:
+        copy: copy their files into this directory, to change them
+    """
+    names = installed()
+    if copy:
+        target = Path(copy)
+        taken = [name for name in names if (target / f"{name}.py").exists()]
+        if taken:
+            raise UsageError(f"{target / taken[0]}.py is there already; nothing was copied")
+        target.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            shutil.copyfile(installed_file(name), target / f"{name}.py")
+        print(f"copied {len(names)} recipes into {target}")
+        return 0
+    for name in names:
+        print(f"{name:<26} {_title(installed_file(name))}")
+    return 0
+
+
+def _title(file: Path) -> str:
+    documentation = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return documentation.partition("\n")[0]

@@ -1,0 +1,88 @@
+"""Running a recipe, the verb that needs no name."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from framework.cli.options import Options, of_recipe
+from framework.labs import Lab, find_lab
+from framework.plugins import Listed
+from framework.trainer import Trainer
+
+
+class Signals:
+    """Ctrl-C ends the run after the step in hand, so that plugins save; a second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self._before: Any = None
+        self._trainer: Trainer | None = None
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        if self.interrupted:  # between two variants
+            raise KeyboardInterrupt
+        if threading.current_thread() is threading.main_thread():
+            self._trainer = trainer
+            self._before = signal.signal(signal.SIGINT, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.interrupted or self._trainer is None:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        self._trainer.stop("Ctrl-C")
+        print("\nstopping after this step and saving; press Ctrl-C again to quit at once", file=sys.stderr)
+
+    def on_teardown(self) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+            self._before = self._trainer = None
+
+
+def train(recipe: str, arguments: list[str]) -> int:
+    """Run a recipe; the exit status."""
+    lab = find_lab(recipe)
+    knobs, options = of_recipe(lab, arguments)
+    signals = Signals()
+    with _silent() if options.quiet else contextlib.nullcontext():
+        made = _run(lab, knobs, options, signals)
+        if made is not None:
+            _tell_end(made, lab, recipe)
+    return 130 if signals.interrupted else 0
+
+
+def _run(lab: Lab, knobs: dict[str, Any], options: Options, signals: Signals) -> Any:
+    from framework.recipe import run
+
+    plugins = [Listed("signals", signals, "command line"), *options.plugin]
+    return run(
+        lab, seed=options.seed, device=options.device, plugins=plugins,
+        run_dir=options.run_dir or None, deterministic=options.deterministic, **knobs,
+    )  # fmt: skip
+
+
+def _tell_end(made: Any, lab: Lab, recipe: str) -> None:
+    """Where the run is, and what is worth trying now."""
+    if isinstance(made, dict):
+        directory = next(iter(made.values())).run_dir.parent
+    else:
+        directory = made.run_dir
+    print(f"saved     {directory}{os.sep}")
+    command = f"python -m framework {recipe}"
+    for line in re.findall(r"^Next: (.+)$", lab.documentation, flags=re.MULTILINE):
+        print(f"next      {command} {line}")
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield

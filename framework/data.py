@@ -1,0 +1,212 @@
+"""From a data set to batches: torch's DataLoader, or the whole as one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
+
+from framework.device import apply, leaves, move, named
+from framework.errors import DataError, UsageError
+
+
+class Whole:
+    """Gradient descent: all samples in their own order as one batch, made once. Draws nothing from any generator."""
+
+    def __init__(self, batch: Any) -> None:
+        self.batch = batch
+
+    @property
+    def samples(self) -> int:
+        return count_samples(self.batch)
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self.batch
+
+
+class Nested(Dataset[Any]):
+    """Samples of `(x, y)` where x or y is a dict, list or tuple of tensors with the samples in dimension 0."""
+
+    def __init__(self, data: tuple[Any, Any], length: int) -> None:
+        self.data = data
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Any:
+        return apply(lambda tensor: tensor[index], self.data)
+
+
+def make_loader(
+    data: Any, split: str, batch_size: int | None, shuffle: bool, drop_last: bool, num_workers: int = 0,
+    device: torch.device | None = None,
+) -> Any:  # fmt: skip
+    """An iterable of batches. A DataLoader is taken as it is; without a batch size the whole is one batch.
+
+    Raises:
+        DataError: nothing in it, x and y of different length, or no batch left by drop_last
+    """
+    if isinstance(data, (DataLoader, Whole)):
+        if _length(data) == 0:
+            raise DataError(f"{split}: the DataLoader gives no batch")
+        return data
+    dataset = _dataset(data, split)
+    size = _length(dataset)
+    if size == 0:
+        raise DataError(f"{split}: the data set is empty")
+    if batch_size is None:
+        batch = _whole(data, dataset)
+        return Whole(move(batch, device or torch.device("cpu")))
+    if drop_last and size is not None and size < batch_size:
+        raise DataError(
+            f"{split}: drop_last=True leaves no batch: {size} samples are fewer than batch_size={batch_size}"
+        )
+    return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last, num_workers=num_workers)
+
+
+def _dataset(data: Any, split: str) -> Dataset[Any]:
+    if isinstance(data, Dataset):
+        return data
+    if isinstance(data, (tuple, list)) and len(data) == 2:
+        found = dict(named(data))
+        if found and all(tensor.dim() for tensor in found.values()):
+            lengths = {tensor.size(0) for tensor in found.values()}
+            if len(lengths) > 1:
+                shown = ", ".join(f"{name} {tensor.size(0)}" for name, tensor in found.items())
+                raise DataError(f"{split}: x and y must have the same number of samples; there are: {shown}")
+            if all(isinstance(part, Tensor) for part in data):
+                return TensorDataset(*data)
+            return Nested((data[0], data[1]), lengths.pop())
+    raise DataError(
+        f"{split} is {_described(data)}; it must be a Dataset, a pair of tensors (x, y) with the samples in "
+        "dimension 0, or a DataLoader"
+    )
+
+
+def _described(data: Any) -> str:
+    if isinstance(data, (tuple, list)) and len(data) <= 4:
+        return f"a {type(data).__name__} of {', '.join(type(part).__name__ for part in data) or 'nothing'}"
+    return f"of type {type(data).__name__}"
+
+
+def _length(data: Any) -> int | None:
+    try:
+        return len(data)
+    except (TypeError, NotImplementedError):  # an IterableDataset need not know
+        return None
+
+
+def _whole(data: Any, dataset: Dataset[Any]) -> Any:
+    if not isinstance(data, Dataset):
+        return tuple(data)
+    if isinstance(dataset, IterableDataset):
+        return default_collate(list(dataset))
+    return default_collate([dataset[index] for index in range(_length(dataset) or 0)])
+
+
+def on_device(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
+    """Each batch on the device; a pair becomes the tuple `(x, y)`."""
+    for batch in batches:
+        moved = move(batch, device)
+        yield tuple(moved) if isinstance(moved, list) else moved
+
+
+def windows(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Groups of `size` batches, each fetched before its first step; the last one may be shorter."""
+    iterator = iter(batches)
+    while window := list(islice(iterator, size)):
+        yield window
+
+
+def count_samples(batch: Any) -> int:
+    """The leading dimension of a batch.
+
+    Raises:
+        DataError: its tensors differ in it, or have none
+    """
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:  # the usual batch, without building a dict
+        x, y = batch
+        if isinstance(x, Tensor) and isinstance(y, Tensor) and x.dim() and y.dim() and x.size(0) == y.size(0):
+            return x.size(0)
+    shapes = {name: tuple(tensor.shape) for name, tensor in named(batch)}
+    counts = {shape[0] for shape in shapes.values() if shape}
+    if len(counts) != 1 or counts == {0} or () in shapes.values():
+        shown = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or f"a {type(batch).__name__}"
+        raise DataError(
+            f"cannot tell how many samples this batch has: {shown}. All tensors need the samples in dimension 0; "
+            "if yours differ, pass Trainer(samples=function of the batch)"
+        )
+    return counts.pop()
+
+
+def sizes(batch_size: Any, shuffle: Any, drop_last: Any, data: Any) -> tuple[int | None, bool, bool]:
+    """What `fit` was asked for, checked. With a DataLoader none of the three may be given.
+
+    Raises:
+        UsageError: a batch size that is not a whole number from 1 up, or one beside a DataLoader
+    """
+    given = {"batch_size": batch_size, "shuffle": shuffle, "drop_last": drop_last}
+    if isinstance(data, DataLoader):
+        extra = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+        if extra:
+            raise UsageError(f"train is a DataLoader, which has its own batches: leave out {extra}")
+    if batch_size is not None:
+        positive("batch_size", batch_size)
+    if isinstance(data, IterableDataset):
+        if shuffle:
+            raise UsageError(
+                "train is an IterableDataset, which gives its samples in its own order: leave out shuffle=True"
+            )
+        shuffle = False
+    return batch_size, True if shuffle is None else bool(shuffle), bool(drop_last)
+
+
+def positive(name: str, value: Any) -> int:
+    """`value`, a whole number from 1 up; else a UsageError that names it."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"{name} must be a whole number from 1 up, got {value!r}")
+    return value
+
+
+def workers(value: Any) -> int:
+    """`value`, a number of worker processes: 0 or more."""
+    return value if value == 0 and not isinstance(value, bool) else positive("num_workers", value)
+
+
+def in_chunks(inputs: Any, size: int | None) -> Iterator[Any]:
+    """Inputs without targets, `size` rows at a time (all at once for None)."""
+    found = dict(leaves(inputs, "inputs"))
+    if not found:
+        raise DataError(f"inputs must be a tensor, or a dict, list or tuple of tensors; got {type(inputs).__name__}")
+    rows = {tensor.size(0) for tensor in found.values() if tensor.dim()}
+    if len(rows) != 1:
+        shown = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in found.items())
+        raise DataError(f"inputs need the samples in dimension 0, the same number in each: {shown}")
+    total = rows.pop()
+    step = max(total, 1) if size is None else positive("batch_size", size)
+    for start in range(0, max(total, 1), step):
+        yield apply(_rows(start, start + step), inputs) if step < total else inputs
+
+
+def joined(outputs: list[Any]) -> Any:
+    """The outputs of chunks as one, row after row."""
+    first = outputs[0]
+    if len(outputs) == 1:
+        return first
+    if isinstance(first, Tensor):
+        return torch.cat(outputs)
+    if isinstance(first, dict):
+        return {key: joined([output[key] for output in outputs]) for key in first}
+    return type(first)(joined(list(parts)) for parts in zip(*outputs, strict=True))
+
+
+def _rows(start: int, stop: int) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: tensor[start:stop]

@@ -1,0 +1,91 @@
+"""Devices: which there are, which one is meant, and moving a model, its optimizer and a batch there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from framework.errors import DeviceError, did_you_mean
+
+
+def present() -> list[str]:
+    """The devices of this machine, the fastest first."""
+    cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    return [*cuda, *mps, "cpu"]
+
+
+def resolve(device: str | torch.device) -> torch.device:
+    """The device that is meant: "auto" is cuda, else mps, else the CPU.
+
+    Raises:
+        DeviceError: it does not exist here; what exists is listed, and nothing else is taken in its place
+    """
+    there = present()
+    if str(device) == "auto":
+        return torch.device(there[0])
+    try:
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError):
+        kinds = ["auto", "cuda", "mps", "cpu"]
+        raise DeviceError(f"{str(device)!r} is not a device.{did_you_mean(str(device), kinds)} {_has(there)}") from None
+    full = f"{wanted.type}:{wanted.index or 0}" if wanted.type == "cuda" else wanted.type
+    if full not in there:
+        raise DeviceError(f"there is no device {str(device)!r} here. {_has(there)}")
+    return torch.device(full)
+
+
+def _has(there: list[str]) -> str:
+    return f"This machine has: {', '.join(there)}."
+
+
+def place(model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Move the model in place, and what the optimizer keeps to where each parameter now is."""
+    model.to(device)
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            # torch keeps Adam's 0-dim step counter on the CPU, so that reading it does not wait for the device.
+            if isinstance(value, Tensor) and not (key == "step" and value.device.type == "cpu"):
+                state[key] = value.to(parameter.device)
+
+
+def move(tree: Any, device: torch.device) -> Any:
+    """The same tree of dicts, lists and tuples with every tensor on `device`; what is there already is not copied."""
+    return apply(lambda tensor: tensor.to(device), tree)
+
+
+def apply(function: Callable[[Tensor], Any], tree: Any) -> Any:
+    """The same tree of dicts, lists and tuples with `function` applied to its tensors; other leaves stay."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {key: apply(function, value) for key, value in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(apply(function, value) for value in tree))
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(apply(function, value) for value in tree)
+    return tree
+
+
+def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Each tensor of a tree of dicts, lists and tuples with its path, such as `x['image']`."""
+    if isinstance(tree, Tensor):
+        yield path, tree
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from leaves(value, f"{path}[{key!r}]")
+    elif isinstance(tree, (list, tuple)):
+        for index, value in enumerate(tree):
+            yield from leaves(value, f"{path}[{index}]")
+
+
+def named(batch: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a batch under the names x and y, where it is such a pair."""
+    if isinstance(batch, (list, tuple)) and len(batch) == 2:
+        yield from leaves(batch[0], "x")
+        yield from leaves(batch[1], "y")
+    else:
+        yield from leaves(batch, "batch")

@@ -1,0 +1,190 @@
+"""Finding a recipe and reading its knobs: from a file, an installed name, or a function."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from framework.errors import FrameworkError, RecipeError, did_you_mean
+from framework.modules import load_file
+
+PACKAGE = "framework_recipes"
+OWNED = (
+    "config", "deterministic", "device", "help", "plugin", "quiet", "recipe", "resume", "run_dir", "seed", "verbose",
+    "version",
+)  # fmt: skip
+
+
+def installed() -> list[str]:
+    """The names of the recipes that came with the framework. None of them is imported."""
+    spec = importlib.util.find_spec(PACKAGE)
+    places = list(spec.submodule_search_locations or []) if spec else []
+    return sorted(module.name for module in pkgutil.iter_modules(places))
+
+
+def installed_file(name: str) -> Path:
+    """The file of an installed recipe."""
+    spec = importlib.util.find_spec(f"{PACKAGE}.{name}")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin)
+
+
+@dataclass
+class Lab:
+    """A recipe function with what is known of it: name, first line of its docstring, file."""
+
+    name: str
+    function: Callable[..., Any]
+    module: ModuleType | None = None
+
+    @property
+    def file(self) -> str | None:
+        return str(Path(self.module.__file__).resolve()) if self.module and self.module.__file__ else None
+
+    @property
+    def sha256(self) -> str | None:
+        from framework.rundir import sha256
+
+        return sha256(Path(self.file)) if self.file else None
+
+    @property
+    def documentation(self) -> str:
+        return inspect.getdoc(self.module) or inspect.getdoc(self.function) or ""
+
+    @property
+    def title(self) -> str:
+        return self.documentation.partition("\n")[0]
+
+    @property
+    def knobs(self) -> dict[str, inspect.Parameter]:
+        """The arguments of the recipe; each has a default, which tells its type.
+
+        Raises:
+            RecipeError: one has no default, or a name that the command line owns
+        """
+        found = dict(inspect.signature(self.function).parameters)
+        for name, parameter in found.items():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+                raise RecipeError(f"{self.name}: recipe() takes {parameter}; knobs are named arguments with a default")
+            if parameter.default is parameter.empty:
+                raise RecipeError(f"{self.name}: the knob {name!r} of recipe() needs a default")
+            if name in OWNED:
+                raise RecipeError(
+                    f"{self.name}: the knob {name!r} of recipe() has a name that the command line owns; "
+                    f"those are {', '.join(OWNED)}"
+                )
+        return found
+
+    def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Every knob with its value: as given, else its default.
+
+        Raises:
+            RecipeError: no such knob; with a suggestion
+        """
+        knobs = self.knobs
+        for name in given:
+            if name not in knobs:
+                there = did_you_mean(name, knobs) or " It has none."
+                raise RecipeError(f"the recipe {self.name} has no knob {name!r}.{there}")
+        return {name: given.get(name, parameter.default) for name, parameter in knobs.items()}
+
+    def make(self, settings: Mapping[str, Any]) -> Any:
+        """Call the recipe: a Recipe, a mapping of label to Recipe or function, or None.
+
+        Raises:
+            RecipeError: it raised, or returned something else
+        """
+        with _blamed_on(self.name, self.file):
+            made = self.function(**settings)
+        if isinstance(made, Mapping):
+            if not made:
+                raise RecipeError(f"{self.name}: recipe() returned an empty dict")
+            for label, variant in made.items():
+                _check_label(self.name, label)
+                if not callable(variant):
+                    self.checked(variant)
+            return {label: self._building(variant) if callable(variant) else variant for label, variant in made.items()}
+        return made if made is None else self.checked(made)
+
+    def _building(self, variant: Callable[[], Any]) -> Callable[[], Any]:
+        def build() -> Any:
+            with _blamed_on(self.name, self.file):
+                return variant()
+
+        return build
+
+    def checked(self, made: Any) -> Any:
+        """`made`, if it is a Recipe."""
+        from framework.recipe import Recipe
+
+        if not isinstance(made, Recipe):
+            raise RecipeError(
+                f"{self.name}: recipe() must return a Recipe, a dict of them, or None; it returned {_shown(made)}"
+            )
+        return made
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text}" if len(text) < 60 else f"a {type(value).__name__}"
+
+
+def _check_label(name: str, label: Any) -> None:
+    if not isinstance(label, str) or not label.strip(" .") or any(c in '/\\:*?"<>|' or ord(c) < 32 for c in label):
+        raise RecipeError(f"{name}: the label {label!r} must be a text that can name a directory")
+
+
+def find_lab(recipe: str | Path | Callable[..., Any] | Lab) -> Lab:
+    """The recipe that is meant: a file, the name of an installed one, or the function itself.
+
+    Raises:
+        RecipeError: it is not there, cannot be imported, or has no function `recipe`
+    """
+    if isinstance(recipe, Lab):
+        return recipe
+    if callable(recipe):
+        return Lab(getattr(recipe, "__name__", type(recipe).__name__), recipe)
+    path, name = Path(recipe), str(recipe)
+    if path.suffix != ".py" and name in installed():
+        with _blamed_on(name, None):
+            module = importlib.import_module(f"{PACKAGE}.{name}")
+    elif path.is_file():
+        name = path.stem
+        with _blamed_on(str(recipe), str(path.resolve())):
+            module = load_file(path)
+    else:
+        nearby = [str(other) for other in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        names = nearby if path.suffix == ".py" else installed()
+        raise RecipeError(f"there is no recipe {name!r}.{did_you_mean(name, names) if names else ''}")
+    function = getattr(module, "recipe", None)
+    if not callable(function):
+        raise RecipeError(f"{recipe} has no function recipe(); it must define one that returns a Recipe")
+    return Lab(name, function, module)
+
+
+class _blamed_on:
+    """Turns what a recipe file raises into one sentence with the line of the file."""
+
+    def __init__(self, name: str, file: str | None) -> None:
+        self.name = name
+        self.file = file
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, SyntaxError):
+            text = (error.text or "").strip()
+            raise RecipeError(f"{self.name}, line {error.lineno}: {error.msg}: {text}") from error
+        if isinstance(error, FrameworkError) or not isinstance(error, Exception):
+            return
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if self.file and f.filename == self.file]
+        where = f", line {frames[-1].lineno} ({frames[-1].line})" if frames else ""
+        raise RecipeError(f"{self.name}{where}: {type(error).__name__}: {error}") from error

@@ -1,0 +1,192 @@
+"""The loop that you would have written by hand, with a hook at every place where something could be different.
+
+A hook that nobody implements is None, so each line below is the plain line of a hand-written loop plus one test.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from framework.data import make_loader, on_device, windows
+from framework.device import apply, place
+from framework.errors import DataError
+from framework.metrics import Mean, SplitMetrics
+from framework.mistakes import checked
+
+if TYPE_CHECKING:
+    from framework.trainer import Trainer
+
+
+def run(trainer: Trainer) -> None:
+    """All epochs of a fit. Every hook, in the order in which they are called::
+
+    prepare_model
+    make_loader                             # once for train, once for val
+    on_fit_start
+    for epoch in range(epochs):
+        on_epoch_start
+        on_split_start                      # after model.train()
+        for window in train:
+            optimizer.zero_grad()
+            for batch in window:
+                on_batch_start
+                forward                     # output = model(x)
+                compute_loss                # loss = loss(output, y)
+                backward                    # loss.backward()
+                if it is the last batch of the window:
+                    on_gradients
+                    optimizer_step          # optimizer.step()
+                on_batch_end
+            agree, on_checkpoint            # the step boundary: stops and saves that were asked for
+        reduce
+        on_split_end
+        with val: model.eval() and torch.no_grad(), then
+            on_split_start, for batch in val: on_batch_start, forward, compute_loss, on_batch_end
+            reduce, on_split_end
+        on_epoch_end
+        agree, on_checkpoint
+    on_fit_end                              # after an error: on_exception
+    on_teardown
+    """
+    hooks = trainer.plugins.frozen("train")
+    while not trainer._honour() and trainer.epoch < trainer.epochs:
+        epoch = trainer.epoch
+        hooks.on_epoch_start(trainer, epoch)
+        figures = train(trainer, trainer.loaders["train"])
+        if figures is None:  # stopped inside the epoch: it has no row
+            return
+        if "val" in trainer.loaders:
+            figures = {**figures, **evaluate(trainer, "val", trainer.loaders["val"])}
+        trainer.epoch += 1
+        row = {"epoch": epoch, "step": trainer.step, **figures}
+        trainer.history.append(row)
+        hooks.on_epoch_end(trainer, epoch, MappingProxyType(row))
+
+
+def train(trainer: Trainer, loader: Iterable[Any]) -> Mapping[str, float] | None:
+    """One pass over train; its figures, or None where a stop was honoured before its end."""
+    hooks, model, optimizer = trainer.plugins.frozen("train"), trainer.prepared, trainer.optimizer
+    mean = Mean(trainer.device, trainer.refusing("train"))
+    model.train()
+    hooks.on_split_start(trainer, "train")
+    loss_of = functools.partial(checked, trainer.loss)  # looks at the first batch; later ones go straight to the loss
+    fetched = windows(on_device(loader, trainer.device), trainer.accumulate)
+    for window in fetched:
+        optimizer.zero_grad()
+        counts = [trainer.count(batch) for batch in window]
+        for index, batch in enumerate(window):
+            output = None  # an error in forward is not to be explained with the output of the batch before
+            trainer.samples, trainer.weight = counts[index], counts[index] / sum(counts)
+            trainer.boundary, trainer.stepped = index + 1 == len(window), False
+            if hooks.on_batch_start:
+                hooks.on_batch_start(trainer, "train", batch)
+            output = hooks.forward(trainer, model, "train", batch) if hooks.forward else model(batch[0])
+            compute = hooks.compute_loss
+            loss = compute(trainer, "train", output, batch) if compute else loss_of(output, batch[1])
+            mean.add(loss, trainer.samples)  # on a CPU it stops at inf and nan here, before the parameters get them
+            weighted = loss if trainer.weight == 1.0 else loss * trainer.weight
+            if hooks.backward:
+                hooks.backward(trainer, weighted, output, batch)
+            else:
+                weighted.backward()
+            if trainer.boundary:
+                if hooks.on_gradients:
+                    hooks.on_gradients(trainer)
+                trainer.stepped = hooks.optimizer_step is None or hooks.optimizer_step(trainer, output, batch)
+                if not hooks.optimizer_step:
+                    optimizer.step()
+                trainer.step += 1
+            if hooks.on_batch_end:
+                seen = apply(Tensor.detach, output)
+                hooks.on_batch_end(trainer, "train", batch, seen, loss.detach(), trainer.samples)
+            loss_of = trainer.loss
+        if (trainer.asked or hooks.agree) and trainer._honour() and next(fetched, None) is not None:
+            return None
+    return _figures(trainer, "train", mean)
+
+
+@torch.no_grad()
+def evaluate(trainer: Trainer, split: str, loader: Iterable[Any]) -> Mapping[str, float]:
+    """One pass over another split in eval mode and without gradients; its figures."""
+    hooks, model = trainer.plugins.frozen(split), trainer.prepared
+    mean = Mean(trainer.device, trainer.refusing(split))
+    model.eval()
+    hooks.on_split_start(trainer, split)
+    loss_of = functools.partial(checked, trainer.loss)
+    for batch in on_device(loader, trainer.device):
+        output = None
+        trainer.samples, trainer.weight = trainer.count(batch), 1.0
+        if hooks.on_batch_start:
+            hooks.on_batch_start(trainer, split, batch)
+        output = hooks.forward(trainer, model, split, batch) if hooks.forward else model(batch[0])
+        compute = hooks.compute_loss
+        loss = compute(trainer, split, output, batch) if compute else loss_of(output, batch[1])
+        mean.add(loss, trainer.samples)
+        if hooks.on_batch_end:
+            hooks.on_batch_end(trainer, split, batch, output, loss, trainer.samples)
+        loss_of = trainer.loss
+    return _figures(trainer, split, mean)
+
+
+def _figures(trainer: Trainer, split: str, mean: Mean) -> Mapping[str, float]:
+    """The mean loss over the samples of all processes, and what the plugins add."""
+    total, count = mean.sums()
+    if any(impl.hook.name == "reduce" for impl in trainer.plugins.impls):
+        total, count = trainer.sum(torch.tensor([total, count], dtype=torch.float64)).tolist()
+    if not count:
+        raise DataError(f"{split}: not a single batch came from {type(trainer.loaders.get(split)).__name__}")
+    metrics = SplitMetrics(**{f"{split}_loss": total / count})
+    trainer.plugins.frozen(split).on_split_end(trainer, split, metrics)
+    return metrics
+
+
+class _Answers:
+    """The loop's own answers: what a wrap surrounds where no plugin replaces it."""
+
+    @staticmethod
+    def prepare_model(trainer: Trainer, model: nn.Module) -> nn.Module:
+        place(model, trainer.optimizer, trainer.device)
+        return model
+
+    @staticmethod
+    def make_loader(
+        trainer: Trainer, data: Any, split: str, batch_size: int | None, shuffle: bool, drop_last: bool
+    ) -> Any:
+        return make_loader(data, split, batch_size, shuffle, drop_last, trainer.num_workers, trainer.device)
+
+    @staticmethod
+    def forward(trainer: Trainer, model: nn.Module, split: str, batch: Any) -> Any:
+        return model(batch[0])
+
+    @staticmethod
+    def compute_loss(trainer: Trainer, split: str, output: Any, batch: Any) -> Any:
+        return trainer.loss(output, batch[1])
+
+    @staticmethod
+    def backward(trainer: Trainer, loss: Tensor, output: Any, batch: Any) -> bool:
+        loss.backward()
+        return True
+
+    @staticmethod
+    def optimizer_step(trainer: Trainer, output: Any, batch: Any) -> bool:
+        trainer.optimizer.step()
+        return True
+
+    @staticmethod
+    def reduce(trainer: Trainer, value: Tensor) -> Tensor:
+        return value
+
+    @staticmethod
+    def agree(trainer: Trainer, stop: str | None, save: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
+        return stop, save
+
+
+ANSWERS: dict[str, Callable[..., Any]] = {
+    name: getattr(_Answers, name) for name in vars(_Answers) if not name.startswith("_")
+}

@@ -1,0 +1,54 @@
+"""Loading a user's file (a recipe, a plugin) as a module that worker processes can import again by its name."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from framework.errors import UsageError
+
+_loaded: dict[str, Path] = {}
+
+
+def load_file(path: Path) -> ModuleType:
+    """Run a Python file as the module of its own name, with its folder first on sys.path.
+
+    A worker process that is spawned (Windows, macOS) gets sys.path and imports the module by name: so a Dataset
+    defined in the file can be pickled. Loading a file again runs it again.
+
+    Raises:
+        UsageError: the name is not importable, or is that of a module which is already something else
+        Exception: whatever the file itself raises
+    """
+    path = path.resolve()
+    name = path.stem
+    if not name.isidentifier():
+        raise UsageError(
+            f"{path.name}: the name of the file must be a Python identifier, such as {_identifier(name)}.py"
+        )
+    taken = name in sys.modules and name not in _loaded
+    if taken or name in sys.stdlib_module_names:
+        raise UsageError(f"{path.name} has the name of the module {name!r}; rename it, such as my_{name}.py")
+    folder = str(path.parent)
+    sys.path[:] = [folder, *(entry for entry in sys.path if entry != folder)]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    before = sys.modules.get(name)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        if before is not None:
+            sys.modules[name] = before
+        raise
+    _loaded[name] = path
+    return module
+
+
+def _identifier(name: str) -> str:
+    safe = "".join(letter if letter.isalnum() or letter == "_" else "_" for letter in name)
+    return safe if safe.isidentifier() else f"lab_{safe}"

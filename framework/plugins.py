@@ -1,0 +1,463 @@
+"""Plugins: discover, validate, order, freeze, attribute; on top of pluggy. It knows hooks, not what they are for.
+
+Order, the one rule: plugins run in the order in which they are listed, and the first listed wraps outermost.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import inspect
+import re
+import types
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pluggy
+
+from framework.errors import FrameworkError, PluginError, did_you_mean
+from framework.hooks import HOOKS, PROJECT, SPLITS, Hook, HookSpecs
+from framework.modules import load_file
+
+GROUP = "framework"  # entry points: the plugins by name
+SETS = "framework.sets"  # "default": the names that are active unless they are removed, of our own distribution only
+DISTRIBUTION = "framework-trainer"
+
+
+# ---------------------------------------------------------------------------------------------- discover
+
+
+def available() -> dict[str, importlib.metadata.EntryPoint]:
+    """The plugins that installed packages offer, by name. Nothing is imported, nothing becomes active."""
+    found: dict[str, importlib.metadata.EntryPoint] = {}
+    for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: p.name):
+        other = found.get(point.name)
+        if other is not None and other.value != point.value:
+            raise PluginError(f"plugin {point.name!r} is offered twice: by {origin(other)} and by {origin(point)}")
+        found[point.name] = point
+    return found
+
+
+def default_names() -> list[str]:
+    """The plugins that are active in `run` and on the command line without being listed."""
+    points = importlib.metadata.entry_points(group=SETS, name="default")
+    return [name for point in points if point.dist and point.dist.name == DISTRIBUTION for name in point.load()]
+
+
+def origin(point: importlib.metadata.EntryPoint) -> str:
+    """Distribution and version of an entry point."""
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution"
+
+
+@dataclass(eq=False)
+class Listed:
+    """One plugin at its place in the order: its unique name, the object, and where it was listed."""
+
+    name: str
+    plugin: Any
+    listed: str = "list"
+    distribution: str | None = None
+
+
+def find(spec: Any, listed: str = "list") -> list[Listed]:
+    """The plugins that one entry of a list stands for.
+
+    Args:
+        spec: an instance; or the name of an available plugin, a `.py` file, or `module:Class`
+        listed: where it was listed, for the reader
+
+    Raises:
+        PluginError: no such plugin (with a suggestion), or it fails to import
+    """
+    check(spec)
+    if isinstance(spec, Listed):
+        return [spec]
+    if not isinstance(spec, str):
+        return [Listed(name_of(spec), spec, listed)]
+    if spec.endswith(".py"):
+        return [Listed(name_of(found), found, listed, spec) for found in _in_file(spec)]
+    if ":" in spec:
+        module, _, attribute = spec.partition(":")
+        with _blamed_on(spec):
+            found = _instance(getattr(importlib.import_module(module), attribute))
+        return [Listed(name_of(found), found, listed, module)]
+    point = available()[spec]
+    _refuse_mixed_versions(point)
+    with _blamed_on(spec, origin(point)):
+        found = _instance(point.load())
+    return [Listed(spec, found, listed, origin(point))]
+
+
+def check(spec: Any) -> None:
+    """Whether there is such a plugin, without importing it.
+
+    Raises:
+        PluginError: no plugin of this name (with a suggestion), no such file
+    """
+    if not isinstance(spec, str):
+        return
+    if spec.endswith(".py"):
+        if not Path(spec).is_file():
+            raise PluginError(f"there is no plugin file {spec!r}")
+    elif ":" not in spec and spec not in (points := available()):
+        raise PluginError(f"there is no plugin {spec!r}.{did_you_mean(spec, points)}")
+
+
+def name_of(plugin: Any) -> str:
+    """The attribute `name` if there is one, a module's own name, else the class name in snake_case."""
+    if isinstance(plugin, types.ModuleType):
+        return plugin.__name__.rpartition(".")[2]
+    name = getattr(plugin, "name", None)
+    if isinstance(name, str) and name:
+        return name
+    kind = plugin if isinstance(plugin, type) else type(plugin)
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", kind.__name__).lower()
+
+
+class _blamed_on:
+    """Turns any failure to import or to build a plugin into one sentence that names it."""
+
+    def __init__(self, name: str, distribution: str = "") -> None:
+        self.what = f"plugin {name!r}" + (f" of {distribution}" if distribution else "")
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, FrameworkError):
+            raise PluginError(f"{self.what}: {error}") from error
+        if isinstance(error, Exception):
+            raise PluginError(f"{self.what} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def _instance(found: Any) -> Any:
+    return found() if isinstance(found, type) else found
+
+
+def _in_file(path: str) -> list[Any]:
+    """A file's plugins: the module if it defines hooks, and every class in it that does."""
+    with _blamed_on(path):
+        module = load_file(Path(path))
+        classes = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
+        found = [_instance(c) for c in classes if any(name in HOOKS for name in dir(c))]
+        if any(name in HOOKS for name in _attributes(module)):
+            found.insert(0, module)
+    if not found:
+        raise PluginError(f"{path} defines no hook and no class with one. python -m framework hooks lists them")
+    return found
+
+
+def _refuse_mixed_versions(point: importlib.metadata.EntryPoint) -> None:
+    from framework import __version__
+
+    if point.dist and point.dist.name == DISTRIBUTION and point.dist.version != __version__:
+        raise PluginError(
+            f"framework {__version__} was imported from {Path(__file__).parent}, but the installed plugins are of "
+            f"version {point.dist.version}: install both together, pip install -e ."
+        )
+
+
+# ---------------------------------------------------------------------------------------------- validate
+
+
+@dataclass(eq=False)
+class Impl:
+    """One plugin's implementation of one hook, bound and ready to call with `arguments`."""
+
+    hook: Hook
+    listed: Listed
+    function: Callable[..., Any]
+    arguments: tuple[str, ...]
+    wrapper: bool
+    split: str | None
+
+    @property
+    def place(self) -> str:
+        return f"plugin {self.listed.name!r}, hook {self.hook.name}"
+
+
+def _attributes(plugin: Any) -> dict[str, Any]:
+    """Functions of a module or methods of an object by name, found without running a property."""
+    if isinstance(plugin, types.ModuleType):
+        return {n: f for n, f in vars(plugin).items() if inspect.isfunction(f) and (_mark(f) or n.startswith("on_"))}
+    names = dict.fromkeys((*dir(type(plugin)), *getattr(plugin, "__dict__", ())))
+    kinds = (types.FunctionType, types.MethodType, staticmethod, classmethod)
+    statics = {name: inspect.getattr_static(plugin, name, None) for name in names if not name.startswith("_")}
+    return {name: getattr(plugin, name) for name, static in statics.items() if isinstance(static, kinds)}
+
+
+def _mark(function: Any) -> dict[str, Any]:
+    mark: dict[str, Any] = getattr(function, f"{PROJECT}_impl", {})
+    return mark
+
+
+def examine(listed: Listed) -> tuple[list[Impl], list[str]]:
+    """The implementations of one plugin, and everything that is wrong with it."""
+    plugin, name = listed.plugin, listed.name
+    if isinstance(plugin, type):
+        return [], [f"{name}: {plugin.__name__} is a class; list an instance, {plugin.__name__}()"]
+    impls: list[Impl] = []
+    findings: list[str] = []
+    for attribute, function in _attributes(plugin).items():
+        if attribute not in HOOKS:
+            findings += _misspelt(name, attribute, function)
+            continue
+        mark = _mark(function)
+        impl = Impl(
+            HOOKS[attribute], listed, function, tuple(inspect.signature(function).parameters),
+            bool(mark.get("wrapper")), mark.get("split"),
+        )  # fmt: skip
+        impls.append(impl)
+        findings += [f"{name}.{attribute}: {wrong}" for wrong in _wrong_with(impl)]
+    if hasattr(plugin, "state_dict") != hasattr(plugin, "load_state_dict"):
+        findings.append(f"{name}: state_dict and load_state_dict belong together; one of them is missing")
+    if not impls and not findings and not isinstance(plugin, types.ModuleType):
+        findings.append(f"{name}: {type(plugin).__name__} implements no hook. python -m framework hooks lists them")
+    return impls, findings
+
+
+def _misspelt(name: str, attribute: str, function: Any) -> Iterator[str]:
+    near = did_you_mean(attribute, HOOKS)
+    if attribute.startswith("on_") or _mark(function):
+        yield f"{name}.{attribute} is not a hook.{near if 'mean' in near else ' python -m framework hooks lists them.'}"
+    elif "mean" in did_you_mean(attribute, [h for h in HOOKS if _distance(h, attribute) <= 2]):
+        yield f"{name}.{attribute} is not a hook.{near} (A leading underscore keeps a method of your own apart.)"
+
+
+def _distance(a: str, b: str) -> int:
+    """How many letters differ as multisets: 0 for swapped letters, 1 for one too many or too few."""
+    left, right = Counter(a), Counter(b)
+    return max((left - right).total(), (right - left).total())
+
+
+def _wrong_with(impl: Impl) -> Iterator[str]:
+    hook, parameters = impl.hook, inspect.signature(impl.function).parameters.values()
+    for parameter in parameters:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.KEYWORD_ONLY):
+            yield f"argument {str(parameter)!r} is never passed; name what you need of ({', '.join(hook.arguments)})"
+        elif parameter.name not in hook.arguments:
+            yield f"no argument {parameter.name!r}.{did_you_mean(parameter.name, hook.arguments)}"
+        elif parameter.default is not parameter.empty:
+            yield f"argument {parameter.name!r} has a default, so it would never be passed; write {parameter.name!r} alone"
+    generator = inspect.isgeneratorfunction(impl.function)
+    if inspect.iscoroutinefunction(impl.function):
+        yield "is async; hooks are plain functions"
+    if generator and not impl.wrapper:
+        yield "has a yield; mark it @hookimpl(wrapper=True)"
+    if impl.wrapper and not generator:
+        yield "is marked as a wrapper, which yields exactly once; it has no yield"
+    if impl.wrapper and hook.isolated:
+        yield "cannot be wrapped: each plugin is called by itself there"
+    if hook.kind == "wrap" and not impl.wrapper:
+        yield "can only be wrapped: @hookimpl(wrapper=True), and yield the model"
+    if impl.split is not None and impl.split not in SPLITS:
+        yield f"no split {impl.split!r}.{did_you_mean(impl.split, SPLITS)}"
+    if impl.split is not None and "split" not in hook.arguments and hook.name not in _TRAIN_ONLY:
+        yield "is not called for a split, so it cannot be narrowed to one"
+
+
+_TRAIN_ONLY = {"backward", "on_gradients", "optimizer_step"}
+
+
+def _conflicts(impls: Sequence[Impl]) -> Iterator[str]:
+    """Two makes of one hook for the same split."""
+    for hook in filter(lambda hook: hook.make, HOOKS.values()):
+        for split in SPLITS:
+            makers = [i.listed.name for i in impls if i.hook is hook and not i.wrapper and i.split in (None, split)]
+            if len(makers) > 1:
+                yield f"{hook.name}: {' and '.join(makers)} both replace it; only one can (narrow it with split=)"
+                break
+
+
+# ------------------------------------------------------------------------------- order, freeze, attribute
+
+
+@dataclass(eq=False)
+class _Adapter:
+    """What pluggy sees of a plugin: only its hooks, compared by identity. (pluggy compares plugins with ==.)"""
+
+    impls: dict[str, Impl] = field(default_factory=dict)
+
+    def __init__(self, impls: Iterable[Impl]) -> None:
+        self.impls = {impl.hook.name: impl for impl in impls}
+        self.__dict__.update({impl.hook.name: _for_pluggy(impl) for impl in self.impls.values()})
+
+    def __dir__(self) -> list[str]:
+        return list(self.impls)
+
+
+class _PluginManager(pluggy.PluginManager):
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        return {
+            "wrapper": plugin.impls[name].wrapper, "hookwrapper": False, "optionalhook": False,
+            "tryfirst": False, "trylast": False, "specname": None,
+        }  # fmt: skip
+
+
+class Plugins(Mapping[str, Any]):
+    """The plugins of one trainer in their order: a mapping of name to plugin.
+
+    Args:
+        specs: what `find` takes, in order
+        core: the loop's own answer to each make, innermost
+
+    Raises:
+        PluginError: with every finding about every plugin
+    """
+
+    def __init__(self, specs: Iterable[Any], core: Mapping[str, Callable[..., Any]]) -> None:
+        self.order: list[Listed] = []
+        self.impls: list[Impl] = []
+        self._core = core
+        self._frozen: dict[str, SimpleNamespace] = {}
+        findings: list[str] = []
+        for spec in specs:
+            try:
+                self.order += find(spec)
+            except PluginError as error:
+                findings.append(str(error))
+        for name, count in Counter(listed.name for listed in self.order).items():
+            if count > 1:
+                findings.append(f"{count} plugins are called {name!r}; give one of them another name, name=...")
+        self._manager = _PluginManager(PROJECT)
+        self._manager.add_hookspecs(HookSpecs)
+        own = Listed("framework", None)
+        self._adapters = [_Adapter(Impl(HOOKS[n], own, f, HOOKS[n].arguments, False, None) for n, f in core.items())]
+        for listed in reversed(self.order):
+            impls, wrong = examine(listed)
+            self.impls[:0], findings = impls, [*wrong, *findings]
+            self._adapters.append(_Adapter(impls if not wrong else ()))
+        findings += _conflicts(self.impls)
+        if findings:
+            raise PluginError("\n".join(findings))
+        for adapter in self._adapters:  # pluggy calls the last registered first
+            self._manager.register(adapter, name=str(id(adapter)))
+
+    def __getitem__(self, name: str) -> Any:
+        for listed in self.order:
+            if listed.name == name:
+                return listed.plugin
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (listed.name for listed in self.order)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def frozen(self, split: str) -> Any:
+        """Every hook as one callable of its arguments in order; a hot hook that nobody implements is None."""
+        if split not in self._frozen:
+            self._frozen[split] = SimpleNamespace(**{name: self._freeze(hook, split) for name, hook in HOOKS.items()})
+        return self._frozen[split]
+
+    def _freeze(self, hook: Hook, split: str) -> Callable[..., Any] | None:
+        impls = [impl for impl in self.impls if impl.hook is hook and impl.split in (None, split)]
+        if not impls:
+            return None if hook.hot else self._core.get(hook.name, _nothing)
+        if any(impl.wrapper for impl in impls):
+            others = [
+                a for a in self._adapters if hook.name in a.impls and a.impls[hook.name].split not in (None, split)
+            ]
+            caller = self._manager.subset_hook_caller(hook.name, others)
+            return lambda *values: caller(**dict(zip(hook.arguments, values, strict=True)))
+        call = _compiled(hook, impls)
+        return _making(call, impls[0], self._core[hook.name]) if hook.make else call
+
+    def tell_each(self, name: str, first: BaseException | None, **values: Any) -> BaseException | None:
+        """Call an isolated hook of every plugin; what they raise becomes notes on the first error, which is returned."""
+        for impl in self.impls:
+            if impl.hook.name == name:
+                try:
+                    impl.function(*(values[argument] for argument in impl.arguments))
+                except BaseException as error:
+                    if first is None:
+                        first = error
+                        error.add_note(impl.place)
+                    else:
+                        first.add_note(f"{impl.place} then raised {type(error).__name__}: {error}")
+        return first
+
+    def blame(self, error: BaseException) -> Impl | None:
+        """The plugin whose hook `error` came out of, read from the traceback: it costs the loop nothing."""
+        owners: dict[types.CodeType, list[Impl]] = {}
+        for impl in self.impls:
+            for function in (impl.function, inspect.unwrap(impl.function)):
+                owners.setdefault(getattr(function, "__func__", function).__code__, []).append(impl)
+        blamed = None
+        traceback = error.__traceback__
+        while traceback is not None:
+            frame = traceback.tb_frame
+            candidates = owners.get(frame.f_code, [])
+            itself = frame.f_locals.get(frame.f_code.co_varnames[0]) if frame.f_code.co_varnames else None
+            same = [impl for impl in candidates if impl.listed.plugin is itself]
+            blamed = next(iter(same or candidates), blamed)
+            traceback = traceback.tb_next
+        return blamed
+
+    def metric_names(self, split: str) -> list[str]:
+        """The figures that plugins promise for a split."""
+        return [n for p in self.values() if hasattr(p, "metric_names") for n in p.metric_names(split)]
+
+    def states(self) -> dict[str, Any]:
+        """What each plugin wants remembered, under its name."""
+        return {name: plugin.state_dict() for name, plugin in self.items() if hasattr(plugin, "state_dict")}
+
+
+def _nothing(*values: Any) -> None:
+    return None
+
+
+def _compiled(hook: Hook, impls: Sequence[Impl]) -> Callable[..., Any]:
+    """One function that calls all of them with what each asks for: the price of a tell is one Python call."""
+    calls = [f"f{i}({', '.join(impl.arguments)})" for i, impl in enumerate(impls)]
+    calls[-1] = f"return {calls[-1]}"
+    space: dict[str, Any] = {f"f{i}": impl.function for i, impl in enumerate(impls)}
+    exec(f"def {hook.signature}:\n    " + "\n    ".join(calls), space)  # names come from HOOKS, checked before
+    compiled: Callable[..., Any] = space[hook.name]
+    return compiled
+
+
+def _making(call: Callable[..., Any], impl: Impl, core: Callable[..., Any]) -> Callable[..., Any]:
+    def make(*values: Any) -> Any:
+        answer = call(*values)
+        if answer is NotImplemented:
+            return core(*values)
+        return _answered(answer, impl)
+
+    return make
+
+
+def _answered(answer: Any, impl: Impl) -> Any:
+    if answer is None:
+        what = {"backward": "True", "optimizer_step": "True, or False if it did not step"}.get(
+            impl.hook.name, "its answer"
+        )
+        forgot = "a wrapper returns what its yield gave" if impl.wrapper else f"it must return {what}"
+        raise PluginError(f"{impl.place} returned None: {forgot}")
+    return answer
+
+
+def _for_pluggy(impl: Impl) -> Callable[..., Any]:
+    """The function as pluggy shall see it: a make that declines answers None there, one that forgets raises."""
+    function = impl.function
+    if not (impl.hook.make or impl.hook.kind == "wrap"):
+        return function
+    if impl.wrapper:
+
+        @functools.wraps(function)
+        def wrap(*values: Any) -> Any:
+            return _answered((yield from function(*values)), impl)
+
+        return wrap
+
+    @functools.wraps(function)
+    def make(*values: Any) -> Any:
+        answer = function(*values)
+        return None if answer is NotImplemented else _answered(answer, impl)
+
+    return make

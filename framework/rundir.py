@@ -1,0 +1,181 @@
+"""The run directory: what a run was, what it did, and where to find it again. All text in it is UTF-8.
+
+::
+
+    runs/softmax/001/
+        run.json         recipe, knobs, seed, device, plugins, versions, command, why it ended
+        recipe.py        a copy of the recipe as it ran, to read
+        metrics.jsonl    a row an epoch (plugin history)
+        checkpoints/     (checkpoint.py)
+        curves.svg       (plugin plot)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from framework import checkpoint
+from framework.errors import RunDirError
+
+INFO, ROWS = "run.json", "metrics.jsonl"
+
+
+def new(recipe: str, base: Path = Path("runs")) -> Path:
+    """The next free directory `runs/RECIPE/001`, made; two runs started together get two."""
+    folder = base / recipe
+    with _said(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = [int(path.name) for path in folder.iterdir() if re.fullmatch(r"\d{3,}", path.name)]
+        number = max(taken, default=0)
+        while True:
+            number += 1
+            try:
+                (folder / f"{number:03d}").mkdir()
+                return folder / f"{number:03d}"
+            except FileExistsError:
+                continue
+
+
+def claim(path: Path) -> Path:
+    """A directory that the user named: made, or taken over from a run that never got as far as a checkpoint.
+
+    Raises:
+        RunDirError: it holds a finished run, one with a checkpoint, or something that is no run; or cannot be written
+    """
+    with _said(path):
+        if path.exists() and not path.is_dir():
+            raise RunDirError(f"{path} is a file; --run-dir names a directory")
+        path.mkdir(parents=True, exist_ok=True)
+        held = sorted(entry.name for entry in path.iterdir())
+        if held and INFO not in held:
+            raise RunDirError(f"{path} is not empty and holds no run ({', '.join(held[:3])}); name another directory")
+        if INFO in held:
+            if checkpoint.find(path, "last", "best"):
+                unfinished = read_info(path).get("stop_reason") is None
+                hint = "resume is the way to go on with it" if unfinished else "its figures would be lost"
+                what = "an unfinished run with a checkpoint" if unfinished else "a finished run"
+                raise RunDirError(f"{path} holds {what}; {hint}. Name another directory for a new run")
+            if read_info(path).get("stop_reason") is not None:
+                raise RunDirError(f"{path} holds a finished run; name another directory for a new one")
+            (path / ROWS).unlink(missing_ok=True)
+        probe = path / ".tmp-probe"
+        probe.write_bytes(b"framework")
+        probe.unlink()
+    return path
+
+
+class _said:
+    """Turns the operating system's refusal into one sentence about the run directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, OSError):
+            raise RunDirError(f"cannot write into the run directory {self.path}: {error.strerror or error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: beside, then renamed."""
+    with _said(path.parent):
+        beside = path.with_name(f".tmp-{path.name}")
+        beside.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(beside, path)
+
+
+def write_info(path: Path, info: dict[str, Any]) -> None:
+    """Write run.json."""
+    write_text(path / INFO, json.dumps(info, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def read_info(path: Path) -> dict[str, Any]:
+    """What run.json says.
+
+    Raises:
+        RunDirError: there is none, or it is damaged
+    """
+    try:
+        info = json.loads((path / INFO).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunDirError(f"{path} is not a run directory: it has no {INFO}") from None
+    except (OSError, ValueError) as error:
+        raise RunDirError(f"{path / INFO} cannot be read: {error}") from error
+    if not isinstance(info, dict):
+        raise RunDirError(f"{path / INFO} is damaged: it holds no object")
+    return info
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, an epoch each; a last line that was cut off by a crash is left out."""
+    file = path / ROWS
+    if not file.is_file():
+        raise RunDirError(f"{path} has no {ROWS}: was the run without the plugin history, or stopped before an epoch?")
+    rows = []
+    lines = file.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise RunDirError(f"{file}, line {number} is damaged: {error}") from error
+    if not rows:
+        raise RunDirError(f"{file} is empty: the run stopped before its first epoch was over")
+    return rows
+
+
+def read_runs(path: Path) -> dict[str, tuple[Path, dict[str, Any], list[dict[str, Any]]]]:
+    """A run by its label: directory, what run.json says, rows. A directory of several variants gives each of them.
+
+    Raises:
+        RunDirError: it is no run directory, or has no figures
+    """
+    info = read_info(path)
+    if "variants" in info:
+        return {name: run for name in info["variants"] for run in read_runs(path / name).values()}
+    return {str(info.get("label", path)): (path, info, read_rows(path))}
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """Versions, platform, git commit and command of this process."""
+    import torch
+
+    from framework import __version__
+
+    return {
+        "framework": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "git_commit": _git_commit(),
+        "command": [os.path.basename(sys.executable), *sys.orig_argv[1:]],
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the current directory with "+" where files differ from it; None outside of git."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return commit + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=5, check=True, errors="replace")
+    return done.stdout.strip()

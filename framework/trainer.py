@@ -1,0 +1,304 @@
+"""The trainer: what `fit`, `evaluate` and `predict` do before and after the loop of loop.py."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from framework import checkpoint, data, device, loop, mistakes
+from framework.checkpoint import Snapshot
+from framework.device import resolve
+from framework.errors import NonFiniteError, UsageError
+from framework.plugins import Plugins
+from framework.seed import kept_random_states
+
+
+@dataclass
+class Result:
+    """What a fit gives back.
+
+    `epochs` and `steps` count what was completed; `stop_reason` is None where no stop was asked for; `history` has a
+    dict an epoch (`epoch`, `step`, `train_loss`, ...); `seconds` is the time of the fit. `best` is filled by the
+    plugin best_checkpoint: the row of the best epoch, with `monitor`, `value` and `path` (None if nothing is
+    written). `test` is filled by `run`: the figures of the recipe's test set.
+    """
+
+    epochs: int
+    steps: int
+    stop_reason: str | None
+    history: list[dict[str, Any]]
+    seconds: float
+    run_dir: Path | None
+    best: dict[str, Any] | None = None
+    test: dict[str, float] | None = None
+
+
+class Trainer:
+    """Trains a model: data set, batches, model, loss, optimizer step; everything else is a plugin.
+
+    Args:
+        model: any nn.Module; it is moved to the device in place
+        loss: `loss(output, y)`, a 0-dim tensor, the mean over the batch
+        optimizer: an instance over the model's parameters
+        plugins: instances, or names of available plugins; they run in this order
+        device: "auto" (cuda, else mps, else cpu), or a device by name
+        run_dir: where checkpoints and plugins write; None writes nothing
+        samples: how many samples a batch has, where the leading dimensions of its tensors differ
+        on_nonfinite: "stop" raises NonFiniteError when a loss is inf or nan; "continue" trains on
+
+    Raises:
+        UsageError: an optimizer without any of the model's parameters, a device that is absent, and with every
+            finding about the plugins
+    """
+
+    def __init__(
+        self, model: nn.Module, loss: Callable[[Any, Any], Tensor], optimizer: torch.optim.Optimizer,
+        plugins: Iterable[Any] = (), device: str | torch.device = "auto", run_dir: str | Path | None = None, *,
+        samples: Callable[[Any], int] | None = None, on_nonfinite: str = "stop",
+    ) -> None:  # fmt: skip
+        _check(model, loss, optimizer, on_nonfinite)
+        self.model = model
+        self.loss = loss
+        self.optimizer = optimizer
+        self.device = resolve(device)
+        self.run_dir = None if run_dir is None else Path(run_dir)
+        self.on_nonfinite = on_nonfinite
+        self.plugins = Plugins([plugins] if isinstance(plugins, str) else plugins, loop.ANSWERS)
+        self.prepared = model  # what prepare_model gave; the user's module before that
+        self.count = samples or data.count_samples
+        self.epochs = self.epoch = self.step = 0
+        self.accumulate, self.num_workers = 1, 0
+        self.samples, self.weight, self.boundary, self.stepped = 0, 1.0, True, False
+        self.loaders: dict[str, Any] = {}
+        self.metric_names: tuple[str, ...] = ()
+        self.history: list[dict[str, Any]] = []
+        self._running = False
+        self._stop: str | None = None
+        self._saves: list[str] = []
+
+    # ------------------------------------------------------------------------------------------------ public verbs
+
+    def fit(
+        self, train: Any, val: Any = None, epochs: int = 1, batch_size: int | None = None, shuffle: bool | None = None,
+        drop_last: bool | None = None, *, accumulate: int = 1, num_workers: int = 0,
+    ) -> Result:  # fmt: skip
+        """Train from epoch 0, step 0.
+
+        Args:
+            train, val: a Dataset, a pair of tensors (x, y), or a DataLoader (then leave out the next three)
+            epochs: passes over train
+            batch_size: samples in a batch; None is gradient descent on the whole, in its own order
+            shuffle: a new order each epoch, drawn as torch's DataLoader draws it; True where not given
+            drop_last: leave out a last batch that is not full
+            accumulate: batches to a step of the optimizer; the last window of an epoch may be shorter
+            num_workers: processes that fetch the batches
+
+        Raises:
+            UsageError: bad input, before anything is trained where it can be known
+            NonFiniteError: the loss became inf or nan
+        """
+        started = time.monotonic()
+        sizes = data.sizes(batch_size, shuffle, drop_last, train)
+        self.epochs, self.accumulate = data.positive("epochs", epochs), data.positive("accumulate", accumulate)
+        self.num_workers = data.workers(num_workers)
+        failure: BaseException | None = None
+        try:
+            with self._explained():
+                self._start(train, val, *sizes)
+                loop.run(self)
+                self._running = False
+                seconds = time.monotonic() - started
+                result = Result(self.epoch, self.step, self._stop, self.history, seconds, self.run_dir)
+                self.plugins.frozen("train").on_fit_end(self, result)
+            return result
+        except BaseException as error:
+            self._running, failure = False, error
+            self.plugins.tell_each("on_exception", failure, trainer=self, exception=failure)
+            raise
+        finally:
+            broken = self.plugins.tell_each("on_teardown", failure, trainer=self)
+            if failure is None and broken is not None:
+                raise broken
+
+    def evaluate(self, data_set: Any, batch_size: int | None = None) -> dict[str, float]:
+        """The figures of a data set, under the split "test": in eval mode, without gradients.
+
+        Random states, modes and counters are left as they were found. Takes what `fit` takes.
+        """
+        with self._aside(), self._explained():
+            size, _, _ = data.sizes(batch_size, None, None, data_set)
+            loader = self.plugins.frozen("test").make_loader(self, data_set, "test", size, False, False)
+            return dict(loop.evaluate(self, "test", loader))
+
+    def predict(self, inputs: Any, batch_size: int | None = None) -> Any:
+        """What the model gives for inputs, on the CPU: in eval mode, without gradients.
+
+        Random states, modes and counters are left as they were found.
+
+        Args:
+            inputs: a tensor, or a dict, list or tuple of tensors, with the samples in dimension 0
+            batch_size: so many samples at a time; None takes all at once
+        """
+        hooks, model, outputs = self.plugins.frozen("predict"), self.prepared, []
+        with self._aside(), self._explained(), torch.no_grad():
+            model.eval()
+            for chunk in data.in_chunks(inputs, batch_size):
+                batch = (device.move(chunk, self.device), None)
+                output = hooks.forward(self, model, "predict", batch) if hooks.forward else model(batch[0])
+                outputs.append(device.move(output, torch.device("cpu")))
+        return data.joined(outputs)
+
+    def stop(self, reason: str) -> None:
+        """Ask to end the fit; honoured at the next step boundary. The first reason counts."""
+        self._stop = self._stop or str(reason)
+
+    def save(self, label: str | Iterable[str] = "last", snapshot: Snapshot | None = None) -> None:
+        """Ask for a checkpoint: at the next step boundary, or at once where no fit is in its loop.
+
+        Args:
+            label: what points at it afterwards, such as "last" or "best"; a checkpoint without a label is dropped
+            snapshot: an earlier `snapshot()` in place of the present state; it is written at once
+
+        Raises:
+            UsageError: this trainer has no run_dir
+            CheckpointError: it cannot be written
+        """
+        labels = [label] if isinstance(label, str) else list(label)
+        if self.run_dir is None:
+            raise UsageError("there is nowhere to save to: give the Trainer a run_dir")
+        if bad := [name for name in labels if not (name.isidentifier() and name.isascii() and name.islower())]:
+            raise UsageError(f"a label of a checkpoint is a word in small letters, got {bad[0]!r}")
+        if self._running and snapshot is None:
+            self._saves += [name for name in labels if name not in self._saves]
+        else:
+            self._commit(labels, snapshot)
+
+    def snapshot(self) -> Snapshot:
+        """A copy of the present state: model, optimizer, counters, plugins. `save` takes it later."""
+        state = (self.model.state_dict(), self.optimizer.state_dict(), self.plugins.states())
+        return Snapshot(self.epoch, self.step, *(checkpoint.copy(part) for part in state))
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of `value` over all processes; plugins sum before they divide."""
+        total: Tensor = self.plugins.frozen("train").reduce(self, value)
+        return total
+
+    # --------------------------------------------------------------------------------------------- around the loop
+
+    def _start(self, train: Any, val: Any, batch_size: int | None, shuffle: bool, drop_last: bool) -> None:
+        hooks = self.plugins.frozen("train")
+        self.epoch = self.step = 0
+        self._stop, self._saves, self.history, self.loaders = None, [], [], {}
+        self.prepared = hooks.prepare_model(self, self.model)
+        device.place(self.model, self.optimizer, self.device)
+        self.loaders["train"] = hooks.make_loader(self, train, "train", batch_size, shuffle, drop_last)
+        if val is not None:
+            make_loader = self.plugins.frozen("val").make_loader
+            self.loaders["val"] = make_loader(self, val, "val", batch_size, False, False)
+        self.metric_names = tuple(
+            name for split in self.loaders for name in (f"{split}_loss", *self.plugins.metric_names(split))
+        )
+        self._running = True
+        hooks.on_fit_start(self)
+
+    @property
+    def asked(self) -> bool:
+        """Whether a stop or a save waits for the next step boundary."""
+        return self._stop is not None or bool(self._saves)
+
+    def _honour(self) -> bool:
+        """At a step boundary: write what was asked for; True if the fit is to end."""
+        stop, saves, agree = self._stop, tuple(self._saves), self.plugins.frozen("train").agree
+        if agree:
+            stop, saves = agree(self, stop, saves)
+        self._stop, self._saves = stop, []
+        if saves:
+            self._commit(saves)
+        return stop is not None
+
+    def _commit(self, labels: Iterable[str], snapshot: Snapshot | None = None) -> None:
+        assert self.run_dir is not None
+        path = checkpoint.write(snapshot or self.snapshot(), self.run_dir, labels)
+        self.plugins.frozen("train").on_checkpoint(self, path)
+
+    def refusing(self, split: str) -> Callable[[int, float], None] | None:
+        """What a Mean calls for a loss that is inf or nan; None where it may pass."""
+        if self.on_nonfinite == "continue" or split == "test":
+            return None
+        return functools.partial(self._refuse, split, self.step)
+
+    def _refuse(self, split: str, step: int, position: int, loss: float) -> None:
+        rates = ", ".join(f"{group['lr']:g}" for group in self.optimizer.param_groups)
+        at = f"step {step + position // self.accumulate} (epoch {self.epoch}, batch {position}"
+        raise NonFiniteError(f"{split}_loss became {loss} at {at}, learning rate {rates}); try a smaller learning rate")
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """An error leaves with the plugin that raised it, or as the mistake in the user's data that caused it."""
+        try:
+            yield
+        except BaseException as error:
+            batch, output = _at_work(error)
+            if impl := self.plugins.blame(error):
+                error.add_note(f"{impl.place}, epoch {self.epoch}, step {self.step}")
+            elif isinstance(error, NonFiniteError) and self.device.type == "cpu":
+                if cause := mistakes.nonfinite_in(batch):
+                    raise NonFiniteError(f"{str(error).partition(';')[0]}; {cause}") from None
+            elif found := mistakes.explain(error, self.model, self.loss, batch, output):
+                raise found from error
+            elif batch is not None and not isinstance(error, UsageError):
+                error.add_note(f"epoch {self.epoch}, step {self.step}, batch: {mistakes.describe(batch)}")
+            raise
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Leave modes, counters and random states as they were found."""
+        device.place(self.model, self.optimizer, self.device)
+        modes = [(module, module.training) for module in self.prepared.modules()]
+        counters = self.samples, self.weight, self.boundary, self.stepped
+        with kept_random_states():
+            try:
+                yield
+            finally:
+                self.samples, self.weight, self.boundary, self.stepped = counters
+                for module, mode in modes:
+                    module.training = mode
+
+
+def _check(model: Any, loss: Any, optimizer: Any, on_nonfinite: str) -> None:
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model must be an nn.Module, got {type(model).__name__}")
+    if not callable(loss):
+        raise UsageError(f"loss must be callable as loss(output, y), got {type(loss).__name__}")
+    if isinstance(loss, type):
+        raise UsageError(f"loss is the class {loss.__name__}; give an instance, {loss.__name__}()")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise UsageError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if not any(id(parameter) in held for parameter in model.parameters()):
+        raise UsageError(
+            f"the {type(optimizer).__name__} optimizer holds none of the model's parameters: build it from "
+            "model.parameters() of this very model"
+        )
+    if on_nonfinite not in ("stop", "continue"):
+        raise UsageError(f"on_nonfinite must be 'stop' or 'continue', got {on_nonfinite!r}")
+
+
+def _at_work(error: BaseException) -> tuple[Any, Any]:
+    """The batch that the loop had in hand when the error came, and the model's output for it, or None."""
+    batch = output = None
+    traceback = error.__traceback__
+    while traceback is not None:
+        frame = traceback.tb_frame
+        if frame.f_globals.get("__name__") in (loop.__name__, data.__name__, __name__) and "batch" in frame.f_locals:
+            batch, output = frame.f_locals["batch"], frame.f_locals.get("output")
+        traceback = traceback.tb_next
+    return batch, output

@@ -1,0 +1,3 @@
+"""The built-in plugins, one file each, found through the same entry points as anyone's."""
+
+DEFAULT = ["progress", "console", "history", "best_checkpoint", "plot"]

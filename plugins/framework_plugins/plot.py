@@ -1,0 +1,190 @@
+"""curves.svg: every figure over the epochs; and the verbs that draw and compare runs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from framework import Result, RunDirError, Trainer, UsageError, mode_of, read_runs
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Rows = Sequence[Mapping[str, Any]]
+DECADES = 2  # a panel gets a logarithmic axis where its values span at least so many
+
+MANY = 200  # epochs from which on a curve is drawn with its moving average
+
+
+class Plot:
+    """Draws `curves.svg` in the run directory at the end of a fit, and after an error.
+
+    One panel a figure, train and validation together; the best epoch is marked; the axis is logarithmic where the
+    values span decades. Without a run directory nothing is drawn.
+    """
+
+    def __init__(self, name: str = "plot") -> None:
+        self.name = name
+
+    def on_fit_end(self, trainer: Trainer, result: Result) -> None:
+        self._draw(trainer, result.best)
+
+    def on_exception(self, trainer: Trainer) -> None:
+        self._draw(trainer, None)
+
+    def _draw(self, trainer: Trainer, best: Mapping[str, Any] | None) -> None:
+        if trainer.run_dir is not None and trainer.history:
+            draw({"": trainer.history}, trainer.run_dir / "curves.svg", best)
+
+
+def draw(runs: Mapping[str, Rows], path: Path, best: Mapping[str, Any] | None = None) -> None:
+    """Draw the rows of runs by label into one SVG file, a panel a figure.
+
+    Args:
+        best: the row of the best epoch with its `monitor`, as in `Result.best`; by default it is looked up
+
+    Raises:
+        RunDirError: the file cannot be written
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    panels = _panels(runs)
+    with matplotlib.rc_context({"svg.hashsalt": "framework", "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(8, 0.6 + 2.9 * len(panels)), layout="constrained")
+        for axes, (base, names) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
+            _panel(axes, base, names, runs, best)
+        axes.set_xlabel("epoch")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, metadata={"Date": None})
+        except OSError as error:
+            raise RunDirError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _panels(runs: Mapping[str, Rows]) -> dict[str, list[str]]:
+    """The figures by what they measure: `train_loss` and `val_loss` share the panel `loss`."""
+    panels: dict[str, list[str]] = {}
+    for rows in runs.values():
+        for name in (name for row in rows[:1] for name in row if name not in ("epoch", "step")):
+            split, _, rest = name.partition("_")
+            names = panels.setdefault(rest if split in ("train", "val") and rest else name, [])
+            names += [name] if name not in names else []
+    return panels
+
+
+def _panel(axes: Axes, base: str, names: list[str], runs: Mapping[str, Rows], best: Mapping[str, Any] | None) -> None:
+    shown: list[float] = []
+    for number, (label, rows) in enumerate(runs.items()):
+        for name in names:
+            points = [(row["epoch"], float(row[name])) for row in rows if name in row]
+            finite = [(x, y) for x, y in points if math.isfinite(y)]
+            shown += [y for _, y in finite]
+            split = name.partition("_")[0] if name != base else name
+            style = {
+                "color": f"C{number if len(runs) > 1 else names.index(name)}",
+                "linestyle": "--" if len(runs) > 1 and split == "train" and len(names) > 1 else "-",
+                "marker": "." if len(points) <= 30 else "",
+            }
+            label_ = f"{label} {split}".strip() if len(names) > 1 or not label else label
+            _curve(axes, finite, label_, style)
+            if len(finite) < len(points):
+                axes.set_title(f"{name} is inf or nan in {len(points) - len(finite)} epochs", fontsize=9, loc="right")
+    axes.set_ylabel(base)
+    axes.grid(alpha=0.3)
+    if shown and min(shown) > 0 and math.log10(max(shown) / min(shown)) >= DECADES:
+        axes.set_yscale("log")
+    if len(runs) == 1:
+        _mark_best(axes, names, next(iter(runs.values())), best)
+    if len(axes.lines) > 1 or len(runs) > 1:
+        axes.legend(frameon=False, fontsize=9)
+
+
+def _curve(axes: Axes, points: Sequence[tuple[float, float]], label: str, style: Mapping[str, Any]) -> None:
+    """A line; where there are many points a faint one, with its moving average on top."""
+    x, y = [x for x, _ in points], [y for _, y in points]
+    window = len(points) // 50
+    if window < MANY // 50:
+        axes.plot(x, y, label=label, **style)
+        return
+    axes.plot(x, y, **{**style, "linewidth": 0.5, "alpha": 0.4})
+    sums = [0.0, *itertools.accumulate(y)]
+    means = [(sums[i + window] - sums[i]) / window for i in range(len(y) - window + 1)]
+    middles = x[window // 2 : window // 2 + len(means)]
+    axes.plot(middles, means, label=f"{label}, mean of {window} epochs", **style)
+
+
+def _mark_best(axes: Axes, names: list[str], rows: Rows, best: Mapping[str, Any] | None) -> None:
+    monitor = best["monitor"] if best else next((n for n in ("val_loss", "train_loss") if n in names), None)
+    if monitor not in names:
+        return
+    row = best
+    if row is None:
+        finite = [row for row in rows if monitor in row and math.isfinite(row[monitor])]
+        sign = 1 if mode_of(monitor) == "min" else -1
+        row = min(finite, key=lambda row: sign * row[monitor], default=None)
+    if row is not None and math.isfinite(row[monitor]):
+        axes.plot([row["epoch"]], [row[monitor]], "o", color="black", fillstyle="none", markersize=8,
+                  label=f"best: {row[monitor]:.4g} in epoch {row['epoch']}")  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------ verbs
+
+
+def plot(*runs: Path) -> None:
+    """Draw the curves of runs again: curves.svg in each.
+
+    Args:
+        runs: run directories
+    """
+    if not runs:
+        raise UsageError("name at least one run directory, such as runs/softmax/001")
+    for directory in runs:
+        for _, (path, info, rows) in read_runs(directory).items():
+            draw({"": rows}, path / "curves.svg", info.get("best"))
+            print(f"drawn     {path / 'curves.svg'}")
+
+
+def compare(*runs: Path, output: str = "") -> None:
+    """Compare runs: a table of the knobs that differ and the last figures, and one picture.
+
+    Args:
+        runs: run directories, or one directory of several variants
+        output: the picture; by default compare.svg in the first directory's parent
+    """
+    found: dict[str, tuple[Path, dict[str, Any], Rows]] = {}
+    for directory in runs:
+        for label, run in read_runs(directory).items():
+            found[label if label not in found else str(directory)] = run
+    if len(found) < 2:
+        raise UsageError("name at least two run directories, or one that holds several variants")
+    infos = {label: {"seed": info.get("seed"), **info.get("knobs", {})} for label, (_, info, _) in found.items()}
+    knobs = [
+        k
+        for k in dict.fromkeys(k for i in infos.values() for k in i)
+        if len({str(i.get(k)) for i in infos.values()}) > 1
+    ]
+    figures = list(dict.fromkeys(n for _, _, rows in found.values() for n in rows[-1] if n != "step"))
+    table = [["run", *knobs, *figures, "seconds"]]
+    for label, (_, info, rows) in found.items():
+        last = [_cell(rows[-1].get(name)) for name in figures]
+        table.append([label, *(str(infos[label].get(k, "")) for k in knobs), *last, _cell(info.get("seconds"))])
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    for row in table:
+        print("  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]))
+    path = Path(output) if output else _home(runs) / "compare.svg"
+    draw({label: rows for label, (_, _, rows) in found.items()}, path)
+    print(f"drawn     {path}")
+
+
+def _home(runs: Sequence[Path]) -> Path:
+    return runs[0] if len(runs) == 1 else runs[0].parent
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.6g}"

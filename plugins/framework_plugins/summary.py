@@ -1,0 +1,117 @@
+"""The layers of a model as a table."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from framework import Trainer, build, described, layers
+
+
+class Summary:
+    """Prints the layers of the model: name, kind, output shape, parameters.
+
+    A layer is a module with learnable parameters of its own, as the labs count them; hidden layers are all but the
+    last. The shapes are seen in the first batch that is trained on, so nothing extra is run.
+    """
+
+    def __init__(self, name: str = "summary") -> None:
+        self.name = name
+        self._watch: _Watch | None = None
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        self._watch = _Watch(trainer.model)
+
+    def on_batch_end(self, trainer: Trainer) -> None:
+        if self._watch is not None:
+            tqdm.write(table(trainer.model, self._watch.close()))
+            self._watch = None
+
+    def on_teardown(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+
+class _Watch:
+    """Notes the output shape of each layer while a forward pass runs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.shapes: dict[str, str] = {}
+        self._handles = [layer.register_forward_hook(self._noting(name)) for name, layer in layers(model)]
+
+    def _noting(self, name: str) -> Any:
+        def note(module: nn.Module, inputs: Any, output: Any) -> None:
+            tensor = output[0] if isinstance(output, (tuple, list)) and output else output
+            self.shapes[name] = str(tuple(tensor.shape)) if isinstance(tensor, Tensor) else type(output).__name__
+
+        return note
+
+    def close(self) -> dict[str, str]:
+        for handle in self._handles:
+            handle.remove()
+        return self.shapes
+
+
+def table(model: nn.Module, shapes: dict[str, str]) -> str:
+    """The layers of a model as lines of text; `shapes` has an output shape for each name that is known."""
+    rows = [("layer", "kind", "output", "parameters")]
+    for name, layer in layers(model):
+        count = sum(parameter.numel() for parameter in layer.parameters(recurse=False))
+        rows.append((name or "(the model)", type(layer).__name__, shapes.get(name, "not used"), f"{count:,}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row[:3], widths, strict=False)), row[3].rjust(widths[3])])
+        for row in rows
+    ]
+    return "\n".join([*lines, described(model)])
+
+
+def summary(recipe: str) -> None:
+    """The layers of a recipe's model: output shapes, parameters, hidden layers.
+
+    Args:
+        recipe: a recipe, built with its defaults
+    """
+    made = build(recipe)
+    for label, one in made.items() if isinstance(made, dict) else [("", made)]:
+        print(f"{label}:\n" if label else "", end="")
+        model = copy.deepcopy(one.model).to("meta").eval()  # shapes only: no draw, no buffer moves
+        watch = _Watch(model)
+        try:
+            with torch.no_grad():
+                model(_on_meta(next(_first_inputs(one.train))))
+        except Exception as error:
+            print(f"(the shapes are unknown: {type(error).__name__}: {error})")
+        print(table(one.model, watch.close()))
+
+
+def _first_inputs(train: Any) -> Iterator[Any]:
+    """The x of a batch of one sample."""
+    if isinstance(train, torch.utils.data.DataLoader):
+        train = train.dataset
+    if isinstance(train, torch.utils.data.Dataset):
+        yield torch.utils.data.default_collate([next(iter(train)) if not hasattr(train, "__len__") else train[0]])[0]
+    else:
+        yield _first_row(train[0])
+
+
+def _first_row(tree: Any) -> Any:
+    if isinstance(tree, Tensor):
+        return tree[:1]
+    if isinstance(tree, dict):
+        return {key: _first_row(value) for key, value in tree.items()}
+    return type(tree)(_first_row(value) for value in tree)
+
+
+def _on_meta(tree: Any) -> Any:
+    if isinstance(tree, Tensor):
+        return tree.to("meta")
+    if isinstance(tree, dict):
+        return {key: _on_meta(value) for key, value in tree.items()}
+    return type(tree)(_on_meta(value) for value in tree)

@@ -1,0 +1,1 @@
+"""The labs of the course, a file each: `python -m framework recipes`."""
