@@ -22,8 +22,8 @@ _HOMES = {
     "CheckpointError": "errors", "DataError": "errors", "DeviceError": "errors", "FrameworkError": "errors",
     "Monitor": "metrics", "NonFiniteError": "errors", "PluginError": "errors", "Recipe": "recipe",
     "RecipeError": "errors", "Result": "trainer", "RunDirError": "errors", "Snapshot": "checkpoint",
-    "Trainer": "trainer", "UsageError": "errors", "build": "recipe", "described": "layers", "hookimpl": "hooks", "layers": "layers",
-    "mode_of": "metrics", "read_runs": "rundir", "run": "recipe",
+    "Trainer": "trainer", "UsageError": "errors", "build": "cli.running", "described": "architecture",
+    "hookimpl": "hooks", "layers": "architecture", "mode_of": "metrics", "read_runs": "rundir", "run": "cli.running",
 }  # fmt: skip
 
 __all__ = [
@@ -33,7 +33,9 @@ __all__ = [
 ]  # fmt: skip
 
 if TYPE_CHECKING:
+    from framework.architecture import described, layers
     from framework.checkpoint import Snapshot
+    from framework.cli.running import build, run
     from framework.errors import (
         CheckpointError,
         DataError,
@@ -46,9 +48,8 @@ if TYPE_CHECKING:
         UsageError,
     )
     from framework.hooks import hookimpl
-    from framework.layers import described, layers
     from framework.metrics import Monitor, mode_of
-    from framework.recipe import Recipe, build, run
+    from framework.recipe import Recipe
     from framework.rundir import read_runs
     from framework.trainer import Result, Trainer
 

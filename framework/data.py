@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, StackDataset, TensorDataset, default_collate
 
-from framework.device import apply, leaves, move, named
+from framework.device import apply, move, named
 from framework.errors import DataError, UsageError
 
 
@@ -29,20 +30,6 @@ class Whole:
 
     def __iter__(self) -> Iterator[Any]:
         yield self.batch
-
-
-class Nested(Dataset[Any]):
-    """Samples of `(x, y)` where x or y is a dict, list or tuple of tensors with the samples in dimension 0."""
-
-    def __init__(self, data: tuple[Any, Any], length: int) -> None:
-        self.data = data
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Any:
-        return apply(lambda tensor: tensor[index], self.data)
 
 
 def make_loader(
@@ -84,17 +71,20 @@ def _dataset(data: Any, split: str) -> Dataset[Any]:
                 raise DataError(f"{split}: x and y must have the same number of samples; there are: {shown}")
             if all(isinstance(part, Tensor) for part in data):
                 return TensorDataset(*data)
-            return Nested((data[0], data[1]), lengths.pop())
+            return StackDataset(*(_stacked(part) for part in data))
     raise DataError(
-        f"{split} is {_described(data)}; it must be a Dataset, a pair of tensors (x, y) with the samples in "
-        "dimension 0, or a DataLoader"
+        f"{split} is of type {type(data).__name__}; it must be a Dataset, a pair of tensors (x, y) with the samples "
+        "in dimension 0, or a DataLoader"
     )
 
 
-def _described(data: Any) -> str:
-    if isinstance(data, (tuple, list)) and len(data) <= 4:
-        return f"a {type(data).__name__} of {', '.join(type(part).__name__ for part in data) or 'nothing'}"
-    return f"of type {type(data).__name__}"
+def _stacked(tree: Any) -> Any:
+    """Samples of x and y that are dicts, lists or tuples of tensors, by torch's own data set for that."""
+    if isinstance(tree, Tensor):
+        return tree
+    if isinstance(tree, dict):
+        return StackDataset(**{key: _stacked(value) for key, value in tree.items()})
+    return StackDataset(*(_stacked(value) for value in tree))
 
 
 def _length(data: Any) -> int | None:
@@ -134,7 +124,7 @@ def count_samples(batch: Any) -> int:
     """
     if isinstance(batch, (tuple, list)) and len(batch) == 2:  # the usual batch, without building a dict
         x, y = batch
-        if isinstance(x, Tensor) and isinstance(y, Tensor) and x.dim() and y.dim() and x.size(0) == y.size(0):
+        if isinstance(x, Tensor) and isinstance(y, Tensor) and x.dim() and y.dim() and x.size(0) == y.size(0) != 0:
             return x.size(0)
     shapes = {name: tuple(tensor.shape) for name, tensor in named(batch)}
     counts = {shape[0] for shape in shapes.values() if shape}
@@ -182,18 +172,11 @@ def workers(value: Any) -> int:
 
 
 def in_chunks(inputs: Any, size: int | None) -> Iterator[Any]:
-    """Inputs without targets, `size` rows at a time (all at once for None)."""
-    found = dict(leaves(inputs, "inputs"))
-    if not found:
-        raise DataError(f"inputs must be a tensor, or a dict, list or tuple of tensors; got {type(inputs).__name__}")
-    rows = {tensor.size(0) for tensor in found.values() if tensor.dim()}
-    if len(rows) != 1:
-        shown = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in found.items())
-        raise DataError(f"inputs need the samples in dimension 0, the same number in each: {shown}")
-    total = rows.pop()
-    step = max(total, 1) if size is None else positive("batch_size", size)
-    for start in range(0, max(total, 1), step):
-        yield apply(_rows(start, start + step), inputs) if step < total else inputs
+    """Inputs without targets, `size` samples at a time; all at once for None."""
+    total = count_samples(inputs)
+    step = total if size is None else positive("batch_size", size)
+    for start in range(0, total, step):
+        yield apply(itemgetter(slice(start, start + step)), inputs) if step < total else inputs
 
 
 def joined(outputs: list[Any]) -> Any:
@@ -206,7 +189,3 @@ def joined(outputs: list[Any]) -> Any:
     if isinstance(first, dict):
         return {key: joined([output[key] for output in outputs]) for key in first}
     return type(first)(joined(list(parts)) for parts in zip(*outputs, strict=True))
-
-
-def _rows(start: int, stop: int) -> Callable[[Tensor], Tensor]:
-    return lambda tensor: tensor[start:stop]

@@ -22,6 +22,7 @@ what they are given is borrowed until they return. This module knows torch only 
 from __future__ import annotations
 
 import inspect
+import types
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,14 +117,12 @@ class HookSpecs:
 
         The yield gives the model on its device; what the wrap returns is what `forward` gets.
         """
-        raise AssertionError
 
     @hook("make or wrap")
     def make_loader(
         self, trainer: Trainer, data: Any, split: str, batch_size: int | None, shuffle: bool, drop_last: bool
     ) -> Any:
         """Once a data set: an iterable of batches from what `fit` or `evaluate` was given."""
-        raise AssertionError
 
     @hook("tell")
     def on_fit_start(self, trainer: Trainer) -> None:
@@ -144,17 +143,14 @@ class HookSpecs:
     @hook("make", hot=True)
     def forward(self, trainer: Trainer, model: nn.Module, split: str, batch: Any) -> Any:
         """Replaces `model(x)`; `model` is what prepare_model gave."""
-        raise AssertionError
 
     @hook("make", hot=True)
     def compute_loss(self, trainer: Trainer, split: str, output: Any, batch: Any) -> Tensor:
         """Replaces `loss(output, y)`; a 0-dim tensor."""
-        raise AssertionError
 
     @hook("make", hot=True)
     def backward(self, trainer: Trainer, loss: Tensor, output: Any, batch: Any) -> bool:
         """Replaces `loss.backward()`; answers True. `loss` is weighted by `trainer.weight`."""
-        raise AssertionError
 
     @hook("tell", hot=True)
     def on_gradients(self, trainer: Trainer) -> None:
@@ -163,7 +159,6 @@ class HookSpecs:
     @hook("make", hot=True)
     def optimizer_step(self, trainer: Trainer, output: Any, batch: Any) -> bool:
         """Replaces `optimizer.step()`; answers True, or False if it left the parameters alone."""
-        raise AssertionError
 
     @hook("tell", hot=True)
     def on_batch_end(self, trainer: Trainer, split: str, batch: Any, output: Any, loss: Tensor, samples: int) -> None:
@@ -196,12 +191,25 @@ class HookSpecs:
     @hook("make")
     def reduce(self, trainer: Trainer, value: Tensor) -> Tensor:
         """The sum of `value` over processes; plugins call `trainer.sum(tensor)` before they divide."""
-        raise AssertionError
 
     @hook("make", hot=True)
     def agree(self, trainer: Trainer, stop: str | None, save: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
         """At a step boundary: the stop and the saves that all processes agreed on."""
-        raise AssertionError
 
 
 HOOKS: dict[str, Hook] = {name: member.hook for name, member in vars(HookSpecs).items() if hasattr(member, "hook")}
+
+
+def attributes(plugin: Any) -> dict[str, Any]:
+    """Functions of a module or methods of an object by name, found without running a property."""
+    if isinstance(plugin, types.ModuleType):
+        return {n: f for n, f in vars(plugin).items() if inspect.isfunction(f) and (mark_of(f) or n.startswith("on_"))}
+    names = dict.fromkeys((*dir(type(plugin)), *getattr(plugin, "__dict__", ())))
+    kinds = (types.FunctionType, types.MethodType, staticmethod, classmethod)
+    statics = {name: inspect.getattr_static(plugin, name, None) for name in names if not name.startswith("_")}
+    return {name: getattr(plugin, name) for name, static in statics.items() if isinstance(static, kinds)}
+
+
+def mark_of(function: Any) -> dict[str, Any]:
+    mark: dict[str, Any] = getattr(function, f"{PROJECT}_impl", {})
+    return mark

@@ -75,7 +75,7 @@ def train(trainer: Trainer, loader: Iterable[Any]) -> Mapping[str, float] | None
     mean = Mean(trainer.device, trainer.refusing("train"))
     model.train()
     hooks.on_split_start(trainer, "train")
-    loss_of = functools.partial(checked, trainer.loss)  # looks at the first batch; later ones go straight to the loss
+    loss_of: Callable[..., Tensor] = functools.partial(checked, trainer.loss)  # the first batch is looked at
     fetched = windows(on_device(loader, trainer.device), trainer.accumulate)
     for window in fetched:
         optimizer.zero_grad()
@@ -118,7 +118,7 @@ def evaluate(trainer: Trainer, split: str, loader: Iterable[Any]) -> Mapping[str
     mean = Mean(trainer.device, trainer.refusing(split))
     model.eval()
     hooks.on_split_start(trainer, split)
-    loss_of = functools.partial(checked, trainer.loss)
+    loss_of: Callable[..., Tensor] = functools.partial(checked, trainer.loss)
     for batch in on_device(loader, trainer.device):
         output = None
         trainer.samples, trainer.weight = trainer.count(batch), 1.0
@@ -146,47 +146,31 @@ def _figures(trainer: Trainer, split: str, mean: Mean) -> Mapping[str, float]:
     return metrics
 
 
-class _Answers:
-    """The loop's own answers: what a wrap surrounds where no plugin replaces it."""
-
-    @staticmethod
-    def prepare_model(trainer: Trainer, model: nn.Module) -> nn.Module:
-        place(model, trainer.optimizer, trainer.device)
-        return model
-
-    @staticmethod
-    def make_loader(
-        trainer: Trainer, data: Any, split: str, batch_size: int | None, shuffle: bool, drop_last: bool
-    ) -> Any:
-        return make_loader(data, split, batch_size, shuffle, drop_last, trainer.num_workers, trainer.device)
-
-    @staticmethod
-    def forward(trainer: Trainer, model: nn.Module, split: str, batch: Any) -> Any:
-        return model(batch[0])
-
-    @staticmethod
-    def compute_loss(trainer: Trainer, split: str, output: Any, batch: Any) -> Any:
-        return trainer.loss(output, batch[1])
-
-    @staticmethod
-    def backward(trainer: Trainer, loss: Tensor, output: Any, batch: Any) -> bool:
-        loss.backward()
-        return True
-
-    @staticmethod
-    def optimizer_step(trainer: Trainer, output: Any, batch: Any) -> bool:
-        trainer.optimizer.step()
-        return True
-
-    @staticmethod
-    def reduce(trainer: Trainer, value: Tensor) -> Tensor:
-        return value
-
-    @staticmethod
-    def agree(trainer: Trainer, stop: str | None, save: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
-        return stop, save
+def _backward(trainer: Trainer, loss: Tensor, output: Any, batch: Any) -> bool:
+    loss.backward()
+    return True
 
 
+def _optimizer_step(trainer: Trainer, output: Any, batch: Any) -> bool:
+    trainer.optimizer.step()
+    return True
+
+
+def _prepare_model(trainer: Trainer, model: nn.Module) -> nn.Module:
+    place(model, trainer.optimizer, trainer.device)
+    return model
+
+
+# The loop's own answers to the makes: what a wrap surrounds, and what is asked where a plugin declines.
 ANSWERS: dict[str, Callable[..., Any]] = {
-    name: getattr(_Answers, name) for name in vars(_Answers) if not name.startswith("_")
+    "prepare_model": _prepare_model,
+    "make_loader": lambda trainer, data, split, batch_size, shuffle, drop_last: make_loader(
+        data, split, batch_size, shuffle, drop_last, trainer.num_workers, trainer.device
+    ),
+    "forward": lambda trainer, model, split, batch: model(batch[0]),
+    "compute_loss": lambda trainer, split, output, batch: trainer.loss(output, batch[1]),
+    "backward": _backward,
+    "optimizer_step": _optimizer_step,
+    "reduce": lambda trainer, value: value,
+    "agree": lambda trainer, stop, save: (stop, save),
 }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, MutableMapping
+from collections import UserDict
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -64,35 +65,20 @@ class Mean:
         return self.total, self.count
 
 
-class SplitMetrics(MutableMapping[str, float]):
+class SplitMetrics(UserDict[str, float]):
     """The figures of one pass over a split. A figure is written once, as a number; a second write is an error."""
 
-    def __init__(self, **figures: float) -> None:
-        self._figures = dict(figures)
-
     def __setitem__(self, name: str, value: Any) -> None:
-        if name in self._figures or name in ("epoch", "step"):
+        if name in self.data or name in ("epoch", "step"):
             raise UsageError(f"the metric {name!r} is there already; give yours another name")
         if isinstance(value, Tensor) and value.numel() == 1:
             value = value.item()
         if not isinstance(value, (int, float)):
             raise UsageError(f"the metric {name!r} must be a number, got {type(value).__name__}")
-        self._figures[name] = value
-
-    def __getitem__(self, name: str) -> float:
-        return self._figures[name]
+        self.data[name] = value
 
     def __delitem__(self, name: str) -> None:
         raise UsageError(f"the metric {name!r} cannot be removed: other plugins may have seen it")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._figures)
-
-    def __len__(self) -> int:
-        return len(self._figures)
-
-    def __repr__(self) -> str:
-        return repr(self._figures)
 
 
 LARGER_IS_BETTER = ("accuracy", "precision", "recall", "f1", "auc", "auroc", "r2", "iou", "dice", "score")

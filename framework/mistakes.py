@@ -6,8 +6,11 @@ only after something has failed, so it costs a healthy run nothing.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -22,20 +25,7 @@ _SAME_SHAPE = {
     "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "gaussian_nll_loss", "poisson_nll_loss", "kl_div",
     "binary_cross_entropy", "binary_cross_entropy_with_logits", "soft_margin_loss",
 }  # fmt: skip
-_ARITHMETIC = {
-    "sub",
-    "rsub",
-    "add",
-    "mul",
-    "div",
-    "pow",
-    "__sub__",
-    "__rsub__",
-    "__add__",
-    "__mul__",
-    "subtract",
-    "dist",
-}
+_ARITHMETIC = {"sub", "rsub", "add", "mul", "div", "pow", "subtract", "__sub__", "__rsub__", "__add__", "__mul__"}
 
 
 class _NoBroadcast(TorchFunctionMode):
@@ -48,18 +38,17 @@ class _NoBroadcast(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(function, "__name__", "")
         if len(args) >= 2 and isinstance(args[0], Tensor) and isinstance(args[1], Tensor):
-            shapes = args[0].shape, args[1].shape
-            if shapes in ((self.output, self.target), (self.target, self.output)):
-                if name in _SAME_SHAPE or (name in _ARITHMETIC and self._grows()):
-                    raise DataError(self._sentence())
+            meet = {args[0].shape, args[1].shape} == {self.output, self.target}
+            if meet and (name in _SAME_SHAPE or (name in _ARITHMETIC and self._grows())):
+                raise DataError(self._sentence())
         return function(*args, **(kwargs or {}))
 
     def _grows(self) -> bool:
-        try:
-            together = torch.broadcast_shapes(self.output, self.target).numel()
-        except RuntimeError:  # torch's own error follows
-            return False
-        return together > max(self.output.numel(), self.target.numel())
+        """Whether broadcasting the two gives more numbers than either has."""
+        sizes = list(zip_longest(reversed(self.output), reversed(self.target), fillvalue=1))
+        if any(a != b and 1 not in (a, b) for a, b in sizes):
+            return False  # they cannot be broadcast; torch says so itself
+        return math.prod(max(pair) for pair in sizes) > max(self.output.numel(), self.target.numel())
 
     def _sentence(self) -> str:
         output, target = tuple(self.output), tuple(self.target)
@@ -67,7 +56,7 @@ class _NoBroadcast(TorchFunctionMode):
         if output[:1] == target and output[1:] == (1,):
             return (
                 f"{compared}: compared elementwise they would be broadcast to {(*output[:1], *output[:1])} and the "
-                f"model could only learn the mean. Use y.reshape(-1, 1), or output.squeeze(1) in the model"
+                "model could only learn the mean. Use y.reshape(-1, 1), or output.squeeze(1) in the model"
             )
         return f"{compared}; this loss compares element by element and needs them equal"
 
@@ -89,22 +78,47 @@ def checked(loss_of: Callable[[Any, Any], Any], output: Any, target: Any) -> Ten
     return loss
 
 
-def explain(error: BaseException, model: nn.Module, loss: Any, batch: Any, output: Any) -> FrameworkError | None:
-    """The mistake behind torch's error, or None where none of the known ones fits.
+@dataclass
+class Case:
+    """What was at work when torch raised: the batch in hand or None, and the model's output for it or None."""
 
-    Args:
-        batch: the batch that was at work, or None; output: what the model gave for it, or None
-    """
-    if isinstance(error, FrameworkError) or not isinstance(error, (RuntimeError, ValueError, IndexError, TypeError,
-                                                                   NotImplementedError)):  # fmt: skip
+    error: BaseException
+    model: nn.Module
+    loss: Any
+    batch: Any
+    output: Any
+
+    @property
+    def y(self) -> Tensor | None:
+        pair = isinstance(self.batch, (tuple, list)) and len(self.batch) == 2
+        return self.batch[1] if pair and isinstance(self.batch[1], Tensor) else None
+
+
+Rule = Callable[[Case], str | None]
+_RULES: list[tuple[str, Rule]] = []
+
+
+def _rule(pattern: str) -> Callable[[Rule], Rule]:
+    """A sentence for errors whose text matches; None where the facts are others after all."""
+
+    def add(rule: Rule) -> Rule:
+        _RULES.append((pattern, rule))
+        return rule
+
+    return add
+
+
+def explain(error: BaseException, model: nn.Module, loss: Any, batch: Any, output: Any) -> FrameworkError | None:
+    """The mistake behind torch's error, or None where none of the known ones fits."""
+    if isinstance(error, FrameworkError) or not isinstance(error, Exception):
         return None
-    if devices := _devices(error, model, batch, output):
-        return DeviceError(devices)
-    for rule in (_pair, _labels, _layer, _dtype, _probabilities, _no_gradient, _batch_norm):
-        sentence = rule(str(error), model, loss, batch, output, error)
-        if sentence:
+    case = Case(error, model, loss, batch, output)
+    if re.search(r"device|meta tensor|backend", str(error)) and (sentence := _devices(case)):
+        return DeviceError(sentence)
+    for pattern, rule in _RULES:
+        if re.search(pattern, str(error)) and (sentence := rule(case)):
             return DataError(sentence)
-    return None
+    return DataError(sentence) if (sentence := _no_pair(case)) else None
 
 
 def nonfinite_in(batch: Any) -> str:
@@ -119,134 +133,126 @@ def nonfinite_in(batch: Any) -> str:
 
 def describe(batch: Any) -> str:
     """Names, shapes, dtypes and devices of a batch, for a note on an error."""
-    return ", ".join(
-        f"{name} {tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
-        for name, tensor in named(batch)
-    )
+    return ", ".join(f"{name} {tuple(t.shape)} {_dtype(t)} on {t.device}" for name, t in named(batch))
 
 
-def _devices(error: BaseException, model: nn.Module, batch: Any, output: Any) -> str | None:
-    if not re.search(r"device|meta tensor|backend", str(error)):
-        return None
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _devices(case: Case) -> str | None:
     where: dict[str, str] = {}
-    for kind, tensors in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
+    for kind, tensors in (("parameter", case.model.named_parameters()), ("buffer", case.model.named_buffers())):
         for name, tensor in tensors:
             where.setdefault(str(tensor.device), f"the model ({kind} {name!r}) is on {tensor.device}")
-    for name, tensor in (*named(batch), *leaves(output, "the output")):
+    for name, tensor in (*named(case.batch), *leaves(case.output, "the output")):
         where.setdefault(str(tensor.device), f"{name} is on {tensor.device}")
     if len(where) < 2:
         return None
     return f"{' and '.join(where.values())}: everything in one step must be on the same device"
 
 
-def _pair(text: str, model: nn.Module, loss: Any, batch: Any, output: Any, error: BaseException) -> str | None:
-    if batch is None or (isinstance(batch, (tuple, list)) and len(batch) == 2):
-        return None
-    if output is not None or not isinstance(error, (ValueError, TypeError, KeyError, IndexError)):
+def _no_pair(case: Case) -> str | None:
+    batch = case.batch
+    if batch is None or case.output is not None or (isinstance(batch, (tuple, list)) and len(batch) == 2):
         return None
     got = f"{len(batch)} parts" if isinstance(batch, (tuple, list, dict)) else f"a {type(batch).__name__}"
-    return f"a batch must be a pair (x, y), this one is {got}: {describe(batch)}. A plugin with forward and compute_loss can take others"
+    others = "a plugin with forward and compute_loss can take others"
+    return f"a batch must be a pair (x, y), this one is {got}: {describe(batch)}; {others}"
 
 
-def _labels(text: str, model: nn.Module, loss: Any, batch: Any, output: Any, error: BaseException) -> str | None:
-    """Class labels for cross entropy: range, dtype and shape."""
-    if not (isinstance(output, Tensor) and isinstance(batch, (tuple, list)) and isinstance(batch[1], Tensor)):
+@_rule(r"[Tt]arget.*out of bounds")
+def _label_out_of_range(case: Case) -> str | None:
+    if case.y is None or not isinstance(case.output, Tensor) or case.output.dim() < 2:
         return None
-    y, shape = batch[1], tuple(output.shape)
-    if re.search(r"[Tt]arget.*out of bounds", text) and output.dim() > 1:
-        classes = shape[1]
-        wrong = ((y < 0) | (y >= classes)) & (y != getattr(loss, "ignore_index", -100))
-        row = int(wrong.nonzero()[0, 0]) if bool(wrong.any()) else 0
-        label = int(y[wrong][0]) if bool(wrong.any()) else int(y.max())
-        hint = " Labels count from 0." if label == classes else ""
-        return (
-            f"label {label} in row {row} of this batch, but the model gives {classes} classes (0..{classes - 1}).{hint}"
-        )
-    if re.search(r"Long or Byte|scalar type Long|type Long but", text) and y.is_floating_point():
-        return (
-            f"this loss needs class numbers (int64, shape ({shape[0]},)); the labels y are "
-            f"{_dtype_of(y)} of shape {tuple(y.shape)}: use y.long()"
-        )
-    if re.search(r"Long or Byte|scalar type Long", text):
-        return f"this loss needs class numbers of int64; the labels y are {_dtype_of(y)}: use y.long()"
-    if "1D target" in text or "multi-target" in text:
-        return f"this loss needs class numbers of shape ({shape[0]},); the labels y have shape {tuple(y.shape)}: use y.long().squeeze(1)"
-    if re.search(r"Found dtype Long|output type Long", text):
-        return f"this loss compares numbers; y is {_dtype_of(y)}: use y.float()"
-    if "batch_size" in text or "arget size" in text:
-        return f"the output of the model has shape {shape} and the target y has shape {tuple(y.shape)}; they do not go together"
-    return None
-
-
-def _dtype_of(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _layer(text: str, model: nn.Module, loss: Any, batch: Any, output: Any, error: BaseException) -> str | None:
-    """A shape that does not fit into a layer."""
-    if "shapes cannot be multiplied" not in text and "size mismatch" not in text:
+    classes, ignored = case.output.size(1), getattr(case.loss, "ignore_index", -100)
+    wrong = ((case.y < 0) | (case.y >= classes)) & (case.y != ignored)
+    if not bool(wrong.any()):
         return None
-    for name, layer, shape in _layers_in(error, model):
+    row, label = int(wrong.nonzero()[0, 0]), int(case.y[wrong][0])
+    hint = " Labels count from 0." if label == classes else ""
+    known = f"{classes} classes (0..{classes - 1})"
+    return f"label {label} in row {row} of this batch, but the model gives {known}.{hint}"
+
+
+@_rule(r"Long or Byte|scalar type Long|1D target|multi-target")
+def _labels_of_wrong_kind(case: Case) -> str | None:
+    if case.y is None or not isinstance(case.output, Tensor):
+        return None
+    wanted, got = (len(case.output),), tuple(case.y.shape)
+    use = "y.long()" if case.y.is_floating_point() or case.y.dtype != torch.int64 else "y"
+    use += ".squeeze(1)" if case.y.dim() == 2 else ""
+    return f"this loss needs class numbers (int64, shape {wanted}); the labels y are {_dtype(case.y)} {got}: use {use}"
+
+
+@_rule(r"Found dtype Long|output type Long")
+def _integer_target(case: Case) -> str | None:
+    if case.y is None:
+        return None
+    return f"this loss compares numbers; the target y is {_dtype(case.y)}: use y.float()"
+
+
+@_rule(r"batch_size|arget size")
+def _unequal(case: Case) -> str | None:
+    if case.y is None or not isinstance(case.output, Tensor):
+        return None
+    output, target = tuple(case.output.shape), tuple(case.y.shape)
+    return f"the output of the model has shape {output}, the target y has shape {target}: they do not match"
+
+
+@_rule(r"all elements of (input|target) should be between 0 and 1")
+def _no_probabilities(case: Case) -> str | None:
+    of_model = "elements of input" in str(case.error)
+    tensor = case.output if of_model else case.y
+    if not isinstance(tensor, Tensor):
+        return None
+    low, high = float(tensor.detach().min()), float(tensor.detach().max())
+    what = "outputs of the model" if of_model else "targets y"
+    hint = ". End the model with a sigmoid, or use BCEWithLogitsLoss" if of_model else ""
+    return f"this loss needs probabilities; the {what} reach from {low:.4g} to {high:.4g}{hint}"
+
+
+@_rule(r"shapes cannot be multiplied|size mismatch")
+def _layer(case: Case) -> str | None:
+    for name, layer, shape in _layers_at_work(case):
         if isinstance(layer, nn.Linear):
-            flat = " Add nn.Flatten() before it." if len(shape) > 2 else ""
-            return (
-                f"the layer {name!r} is Linear({layer.in_features}, {layer.out_features}): it takes "
-                f"{layer.in_features} numbers a sample, and was given shape {shape}.{flat}"
-            )
+            flat = ". Add nn.Flatten() before it" if len(shape) > 2 else ""
+            takes = f"Linear({layer.in_features}, {layer.out_features}): it takes {layer.in_features} numbers a sample"
+            return f"the layer {name!r} is {takes}, and was given shape {shape}{flat}"
     return None
 
 
-def _layers_in(error: BaseException, model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[int, ...]]]:
+def _layers_at_work(case: Case) -> Iterator[tuple[str, nn.Module, tuple[int, ...]]]:
     """The model's modules on the traceback, innermost first, with the shape of their input."""
-    names = {module: name or type(module).__name__ for name, module in model.named_modules()}
-    found = []
-    traceback = error.__traceback__
+    names = {module: name or type(module).__name__ for name, module in case.model.named_modules()}
+    found: list[tuple[str, nn.Module, tuple[int, ...]]] = []
+    traceback = case.error.__traceback__
     while traceback is not None:
         values = traceback.tb_frame.f_locals
-        module = values.get("self")
-        given = values.get("input", values.get("x"))
+        module, given = values.get("self"), values.get("input", values.get("x"))
         if isinstance(module, nn.Module) and module in names and isinstance(given, Tensor):
             found.append((names[module], module, tuple(given.shape)))
         traceback = traceback.tb_next
     return reversed(found)
 
 
-def _dtype(text: str, model: nn.Module, loss: Any, batch: Any, output: Any, error: BaseException) -> str | None:
-    if "must have the same dtype" not in text and "expected scalar type" not in text:
-        return None
-    parameters = {_dtype_of(parameter) for parameter in model.parameters()}
-    strange = [
-        f"{name} is {_dtype_of(t)}"
-        for name, t in named(batch)
-        if name.startswith("x") and _dtype_of(t) not in parameters
-    ]
-    return (
-        f"{strange[0]}, the parameters of the model are {', '.join(sorted(parameters))}: use x.float()"
-        if strange
-        else None
-    )
+@_rule(r"must have the same dtype|expected scalar type")
+def _input_dtype(case: Case) -> str | None:
+    dtypes = {_dtype(parameter) for parameter in case.model.parameters()}
+    for name, tensor in named(case.batch):
+        if name.startswith("x") and _dtype(tensor) not in dtypes:
+            kinds = ", ".join(sorted(dtypes))
+            return f"{name} is {_dtype(tensor)}, the parameters of the model are {kinds}: use x.float()"
+    return None
 
 
-def _probabilities(text: str, model: nn.Module, loss: Any, batch: Any, output: Any, error: BaseException) -> str | None:
-    match = re.search(r"all elements of (input|target) should be between 0 and 1", text)
-    if not match or not isinstance(output, Tensor):
-        return None
-    tensor, what = (output.detach(), "outputs of the model") if match[1] == "input" else (batch[1], "targets y")
-    hint = " End the model with a sigmoid, or use BCEWithLogitsLoss" if match[1] == "input" else ""
-    return f"this loss needs probabilities; the {what} reach from {float(tensor.min()):.4g} to {float(tensor.max()):.4g}.{hint}"
-
-
-def _no_gradient(text: str, model: nn.Module, loss: Any, batch: Any, output: Any, error: BaseException) -> str | None:
-    if "does not require grad" not in text:
-        return None
-    if not any(parameter.requires_grad for parameter in model.parameters()):
+@_rule(r"does not require grad")
+def _no_gradient(case: Case) -> str | None:
+    if not any(parameter.requires_grad for parameter in case.model.parameters()):
         return "the model has no parameter to train (none requires a gradient)"
-    return (
-        "the loss does not depend on any parameter: is there a detach(), item() or no_grad() in the model or the loss?"
-    )
+    return "the loss does not depend on any parameter: is there a detach() or no_grad() in the model or the loss?"
 
 
-def _batch_norm(text: str, model: nn.Module, loss: Any, batch: Any, output: Any, error: BaseException) -> str | None:
-    if "more than 1 value per channel" not in text:
-        return None
+@_rule(r"more than 1 value per channel")
+def _batch_norm(case: Case) -> str | None:
     return "batch normalization cannot train on a batch of one sample: use drop_last=True or another batch_size"

@@ -1,13 +1,16 @@
-"""Loading a user's file (a recipe, a plugin) as a module that worker processes can import again by its name."""
+"""Files as modules: a user's recipe or plugin, which worker processes can import again, and the installed recipes."""
 
 from __future__ import annotations
 
 import importlib.util
+import pkgutil
 import sys
 from pathlib import Path
 from types import ModuleType
 
 from framework.errors import UsageError
+
+RECIPES = "framework_recipes"  # the package of the installed recipes
 
 _loaded: dict[str, Path] = {}
 
@@ -34,7 +37,8 @@ def load_file(path: Path) -> ModuleType:
     folder = str(path.parent)
     sys.path[:] = [folder, *(entry for entry in sys.path if entry != folder)]
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     before = sys.modules.get(name)
     sys.modules[name] = module
@@ -52,3 +56,17 @@ def load_file(path: Path) -> ModuleType:
 def _identifier(name: str) -> str:
     safe = "".join(letter if letter.isalnum() or letter == "_" else "_" for letter in name)
     return safe if safe.isidentifier() else f"lab_{safe}"
+
+
+def installed() -> list[str]:
+    """The names of the recipes that came with the framework. None of them is imported."""
+    spec = importlib.util.find_spec(RECIPES)
+    places = list(spec.submodule_search_locations or []) if spec else []
+    return sorted(module.name for module in pkgutil.iter_modules(places))
+
+
+def installed_file(name: str) -> Path:
+    """The file of an installed recipe."""
+    spec = importlib.util.find_spec(f"{RECIPES}.{name}")
+    assert spec is not None
+    return Path(str(spec.origin))

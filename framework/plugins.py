@@ -1,4 +1,4 @@
-"""Plugins: discover, validate, order, freeze, attribute; on top of pluggy. It knows hooks, not what they are for.
+"""Plugins: validate, order, freeze, attribute; on top of pluggy. It knows hooks, not what they are for.
 
 Order, the one rule: plugins run in the order in which they are listed, and the first listed wraps outermost.
 """
@@ -6,162 +6,19 @@ Order, the one rule: plugins run in the order in which they are listed, and the 
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.metadata
 import inspect
-import re
 import types
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pluggy
 
-from framework.errors import FrameworkError, PluginError, did_you_mean
-from framework.hooks import HOOKS, PROJECT, SPLITS, Hook, HookSpecs
-from framework.modules import load_file
-
-GROUP = "framework"  # entry points: the plugins by name
-SETS = "framework.sets"  # "default": the names that are active unless they are removed, of our own distribution only
-DISTRIBUTION = "framework-trainer"
-
-
-# ---------------------------------------------------------------------------------------------- discover
-
-
-def available() -> dict[str, importlib.metadata.EntryPoint]:
-    """The plugins that installed packages offer, by name. Nothing is imported, nothing becomes active."""
-    found: dict[str, importlib.metadata.EntryPoint] = {}
-    for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: p.name):
-        other = found.get(point.name)
-        if other is not None and other.value != point.value:
-            raise PluginError(f"plugin {point.name!r} is offered twice: by {origin(other)} and by {origin(point)}")
-        found[point.name] = point
-    return found
-
-
-def default_names() -> list[str]:
-    """The plugins that are active in `run` and on the command line without being listed."""
-    points = importlib.metadata.entry_points(group=SETS, name="default")
-    return [name for point in points if point.dist and point.dist.name == DISTRIBUTION for name in point.load()]
-
-
-def origin(point: importlib.metadata.EntryPoint) -> str:
-    """Distribution and version of an entry point."""
-    return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution"
-
-
-@dataclass(eq=False)
-class Listed:
-    """One plugin at its place in the order: its unique name, the object, and where it was listed."""
-
-    name: str
-    plugin: Any
-    listed: str = "list"
-    distribution: str | None = None
-
-
-def find(spec: Any, listed: str = "list") -> list[Listed]:
-    """The plugins that one entry of a list stands for.
-
-    Args:
-        spec: an instance; or the name of an available plugin, a `.py` file, or `module:Class`
-        listed: where it was listed, for the reader
-
-    Raises:
-        PluginError: no such plugin (with a suggestion), or it fails to import
-    """
-    check(spec)
-    if isinstance(spec, Listed):
-        return [spec]
-    if not isinstance(spec, str):
-        return [Listed(name_of(spec), spec, listed)]
-    if spec.endswith(".py"):
-        return [Listed(name_of(found), found, listed, spec) for found in _in_file(spec)]
-    if ":" in spec:
-        module, _, attribute = spec.partition(":")
-        with _blamed_on(spec):
-            found = _instance(getattr(importlib.import_module(module), attribute))
-        return [Listed(name_of(found), found, listed, module)]
-    point = available()[spec]
-    _refuse_mixed_versions(point)
-    with _blamed_on(spec, origin(point)):
-        found = _instance(point.load())
-    return [Listed(spec, found, listed, origin(point))]
-
-
-def check(spec: Any) -> None:
-    """Whether there is such a plugin, without importing it.
-
-    Raises:
-        PluginError: no plugin of this name (with a suggestion), no such file
-    """
-    if not isinstance(spec, str):
-        return
-    if spec.endswith(".py"):
-        if not Path(spec).is_file():
-            raise PluginError(f"there is no plugin file {spec!r}")
-    elif ":" not in spec and spec not in (points := available()):
-        raise PluginError(f"there is no plugin {spec!r}.{did_you_mean(spec, points)}")
-
-
-def name_of(plugin: Any) -> str:
-    """The attribute `name` if there is one, a module's own name, else the class name in snake_case."""
-    if isinstance(plugin, types.ModuleType):
-        return plugin.__name__.rpartition(".")[2]
-    name = getattr(plugin, "name", None)
-    if isinstance(name, str) and name:
-        return name
-    kind = plugin if isinstance(plugin, type) else type(plugin)
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", kind.__name__).lower()
-
-
-class _blamed_on:
-    """Turns any failure to import or to build a plugin into one sentence that names it."""
-
-    def __init__(self, name: str, distribution: str = "") -> None:
-        self.what = f"plugin {name!r}" + (f" of {distribution}" if distribution else "")
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, FrameworkError):
-            raise PluginError(f"{self.what}: {error}") from error
-        if isinstance(error, Exception):
-            raise PluginError(f"{self.what} cannot be loaded: {type(error).__name__}: {error}") from error
-
-
-def _instance(found: Any) -> Any:
-    return found() if isinstance(found, type) else found
-
-
-def _in_file(path: str) -> list[Any]:
-    """A file's plugins: the module if it defines hooks, and every class in it that does."""
-    with _blamed_on(path):
-        module = load_file(Path(path))
-        classes = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
-        found = [_instance(c) for c in classes if any(name in HOOKS for name in dir(c))]
-        if any(name in HOOKS for name in _attributes(module)):
-            found.insert(0, module)
-    if not found:
-        raise PluginError(f"{path} defines no hook and no class with one. python -m framework hooks lists them")
-    return found
-
-
-def _refuse_mixed_versions(point: importlib.metadata.EntryPoint) -> None:
-    from framework import __version__
-
-    if point.dist and point.dist.name == DISTRIBUTION and point.dist.version != __version__:
-        raise PluginError(
-            f"framework {__version__} was imported from {Path(__file__).parent}, but the installed plugins are of "
-            f"version {point.dist.version}: install both together, pip install -e ."
-        )
-
-
-# ---------------------------------------------------------------------------------------------- validate
+from framework.discovery import Listed, find
+from framework.errors import PluginError, did_you_mean
+from framework.hooks import HOOKS, PROJECT, SPLITS, Hook, HookSpecs, attributes, mark_of
 
 
 @dataclass(eq=False)
@@ -180,21 +37,6 @@ class Impl:
         return f"plugin {self.listed.name!r}, hook {self.hook.name}"
 
 
-def _attributes(plugin: Any) -> dict[str, Any]:
-    """Functions of a module or methods of an object by name, found without running a property."""
-    if isinstance(plugin, types.ModuleType):
-        return {n: f for n, f in vars(plugin).items() if inspect.isfunction(f) and (_mark(f) or n.startswith("on_"))}
-    names = dict.fromkeys((*dir(type(plugin)), *getattr(plugin, "__dict__", ())))
-    kinds = (types.FunctionType, types.MethodType, staticmethod, classmethod)
-    statics = {name: inspect.getattr_static(plugin, name, None) for name in names if not name.startswith("_")}
-    return {name: getattr(plugin, name) for name, static in statics.items() if isinstance(static, kinds)}
-
-
-def _mark(function: Any) -> dict[str, Any]:
-    mark: dict[str, Any] = getattr(function, f"{PROJECT}_impl", {})
-    return mark
-
-
 def examine(listed: Listed) -> tuple[list[Impl], list[str]]:
     """The implementations of one plugin, and everything that is wrong with it."""
     plugin, name = listed.plugin, listed.name
@@ -202,11 +44,11 @@ def examine(listed: Listed) -> tuple[list[Impl], list[str]]:
         return [], [f"{name}: {plugin.__name__} is a class; list an instance, {plugin.__name__}()"]
     impls: list[Impl] = []
     findings: list[str] = []
-    for attribute, function in _attributes(plugin).items():
+    for attribute, function in attributes(plugin).items():
         if attribute not in HOOKS:
             findings += _misspelt(name, attribute, function)
             continue
-        mark = _mark(function)
+        mark = mark_of(function)
         impl = Impl(
             HOOKS[attribute], listed, function, tuple(inspect.signature(function).parameters),
             bool(mark.get("wrapper")), mark.get("split"),
@@ -222,7 +64,7 @@ def examine(listed: Listed) -> tuple[list[Impl], list[str]]:
 
 def _misspelt(name: str, attribute: str, function: Any) -> Iterator[str]:
     near = did_you_mean(attribute, HOOKS)
-    if attribute.startswith("on_") or _mark(function):
+    if attribute.startswith("on_") or mark_of(function):
         yield f"{name}.{attribute} is not a hook.{near if 'mean' in near else ' python -m framework hooks lists them.'}"
     elif "mean" in did_you_mean(attribute, [h for h in HOOKS if _distance(h, attribute) <= 2]):
         yield f"{name}.{attribute} is not a hook.{near} (A leading underscore keeps a method of your own apart.)"
@@ -242,7 +84,7 @@ def _wrong_with(impl: Impl) -> Iterator[str]:
         elif parameter.name not in hook.arguments:
             yield f"no argument {parameter.name!r}.{did_you_mean(parameter.name, hook.arguments)}"
         elif parameter.default is not parameter.empty:
-            yield f"argument {parameter.name!r} has a default, so it would never be passed; write {parameter.name!r} alone"
+            yield f"argument {parameter.name!r} has a default, so it would never be passed; leave it out"
     generator = inspect.isgeneratorfunction(impl.function)
     if inspect.iscoroutinefunction(impl.function):
         yield "is async; hooks are plain functions"
@@ -271,9 +113,6 @@ def _conflicts(impls: Sequence[Impl]) -> Iterator[str]:
             if len(makers) > 1:
                 yield f"{hook.name}: {' and '.join(makers)} both replace it; only one can (narrow it with split=)"
                 break
-
-
-# ------------------------------------------------------------------------------- order, freeze, attribute
 
 
 @dataclass(eq=False)
@@ -369,7 +208,7 @@ class Plugins(Mapping[str, Any]):
         return _making(call, impls[0], self._core[hook.name]) if hook.make else call
 
     def tell_each(self, name: str, first: BaseException | None, **values: Any) -> BaseException | None:
-        """Call an isolated hook of every plugin; what they raise becomes notes on the first error, which is returned."""
+        """Call an isolated hook of every plugin. What they raise becomes notes on the first error; it is returned."""
         for impl in self.impls:
             if impl.hook.name == name:
                 try:

@@ -12,13 +12,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-import platform
 import re
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +57,10 @@ def claim(path: Path) -> Path:
         if held and INFO not in held:
             raise RunDirError(f"{path} is not empty and holds no run ({', '.join(held[:3])}); name another directory")
         if INFO in held:
-            if checkpoint.find(path, "last", "best"):
-                unfinished = read_info(path).get("stop_reason") is None
-                hint = "resume is the way to go on with it" if unfinished else "its figures would be lost"
-                what = "an unfinished run with a checkpoint" if unfinished else "a finished run"
-                raise RunDirError(f"{path} holds {what}; {hint}. Name another directory for a new run")
-            if read_info(path).get("stop_reason") is not None:
-                raise RunDirError(f"{path} holds a finished run; name another directory for a new one")
+            stopped = read_info(path).get("stop_reason") is not None
+            if stopped or checkpoint.find(path, "last", "best"):
+                what = "a finished run" if stopped else "an unfinished run with a checkpoint, for resume to go on with"
+                raise RunDirError(f"{path} holds {what}; name another directory for a new run")
             (path / ROWS).unlink(missing_ok=True)
         probe = path / ".tmp-probe"
         probe.write_bytes(b"framework")
@@ -72,17 +68,13 @@ def claim(path: Path) -> Path:
     return path
 
 
-class _said:
+@contextlib.contextmanager
+def _said(path: Path) -> Iterator[None]:
     """Turns the operating system's refusal into one sentence about the run directory."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, OSError):
-            raise RunDirError(f"cannot write into the run directory {self.path}: {error.strerror or error}") from error
+    try:
+        yield
+    except OSError as error:
+        raise RunDirError(f"cannot write into the run directory {path}: {error.strerror or error}") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -148,34 +140,3 @@ def read_runs(path: Path) -> dict[str, tuple[Path, dict[str, Any], list[dict[str
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hex."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def environment() -> dict[str, Any]:
-    """Versions, platform, git commit and command of this process."""
-    import torch
-
-    from framework import __version__
-
-    return {
-        "framework": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "git_commit": _git_commit(),
-        "command": [os.path.basename(sys.executable), *sys.orig_argv[1:]],
-    }
-
-
-def _git_commit() -> str | None:
-    """The commit of the current directory with "+" where files differ from it; None outside of git."""
-    try:
-        commit = _git("rev-parse", "HEAD")
-        return commit + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=5, check=True, errors="replace")
-    return done.stdout.strip()

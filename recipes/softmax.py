@@ -5,9 +5,13 @@ entropy between their softmax and the right class, lowered by gradient descent o
 
 Expect: train_loss 1.098612 in epoch 0 (three classes, all equally likely: ln 3), 0.399962 in epoch 1000.
 The one bias is shared by the three scores, as in the notes. Softmax does not change when the same number is added
-to every score, so the gradient of this bias is zero up to rounding: it cannot learn. --bias-per-class gives each class its own.
+to every score, so the gradient of this bias is zero up to rounding: it cannot learn. --bias-per-class gives each
+class a bias of its own.
 
-Next: --lr 1.0
+The curve is a zigzag: with a learning rate of 0.1 each step jumps across the valley, so the loss rises in every second
+epoch. 0.08 walks down smoothly, ends lower (0.378215) and gets all eight points right.
+
+Next: --lr 0.08
 Next: --bias-per-class
 """
 

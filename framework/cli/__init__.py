@@ -17,8 +17,8 @@ from pathlib import Path
 
 from framework.errors import FrameworkError, UsageError, did_you_mean
 
+COMMANDS = "framework.commands"  # entry points: verbs that packages bring along
 VERBS = {"evaluate": "runs", "hooks": "show", "plugins": "show", "predict": "runs", "recipes": "show"}
-COMMANDS = "framework.commands"  # entry points: verbs that plugins bring along
 
 USAGE = """\
 usage: python -m framework RECIPE [--knob value ...]     run a recipe: a file, or the name of an installed one
@@ -74,7 +74,7 @@ def _dispatch(arguments: list[str]) -> int:
 
         verb = getattr(importlib.import_module(f"framework.cli.{VERBS[first]}"), first)
         return int(parse(verb, rest, f"python -m framework {first}") or 0)
-    commands = _commands()
+    commands = verbs()
     if first in commands:
         from framework.cli.options import parse
 
@@ -82,7 +82,7 @@ def _dispatch(arguments: list[str]) -> int:
     if first.startswith("-"):
         raise UsageError(f"the recipe comes first: python -m framework RECIPE {first} ...")
     if not Path(first).suffix and not Path(first).exists():
-        from framework.labs import installed
+        from framework.modules import installed
 
         known = [*VERBS, *commands, *installed()]
         if first not in known:
@@ -92,7 +92,8 @@ def _dispatch(arguments: list[str]) -> int:
     return train(first, rest)
 
 
-def _commands() -> dict[str, importlib.metadata.EntryPoint]:
+def verbs() -> dict[str, importlib.metadata.EntryPoint]:
+    """The verbs of the command line that packages bring along: functions of run directories and the like."""
     points = importlib.metadata.entry_points(group=COMMANDS)
     return {point.name: point for point in sorted(points, key=lambda point: point.name)}
 
@@ -101,7 +102,7 @@ def _help() -> str:
     """The overview. It reads the first line of each verb from its source, so that nothing heavy is imported."""
     lines = [USAGE, "verbs:"]
     found = {verb: (f"framework.cli.{module}", verb) for verb, module in VERBS.items()}
-    found |= {name: (point.module, point.attr) for name, point in _commands().items()}
+    found |= {name: (point.module, point.attr) for name, point in verbs().items()}
     for verb, (module, function) in sorted(found.items()):
         lines.append(f"  {verb:<10} {_first_line(module, function)}")
     lines.append("\npython -m framework VERB --help tells more of one. python -m framework recipes lists the recipes.")

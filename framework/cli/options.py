@@ -16,8 +16,8 @@ from typing import Annotated, Any
 import docstring_parser
 import tyro
 
+from framework.cli.lab import Lab
 from framework.errors import UsageError, did_you_mean
-from framework.labs import Lab
 
 _Plugins = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
@@ -82,12 +82,13 @@ def of_recipe(lab: Lab, arguments: list[str]) -> tuple[dict[str, Any], Options]:
     fields: list[Any] = []
     for name, parameter in lab.knobs.items():
         help_text = (helps.get(name) or "").replace("\n", " ")
-        kind = Annotated[types.get(name, type(parameter.default)), tyro.conf.arg(help=help_text)]
-        fields.append((name, kind, _default(config.get(name, parameter.default))))
+        kind: Any = types.get(name, type(parameter.default))
+        value = _default(config.get(name, parameter.default))
+        fields.append((name, Annotated[kind, tyro.conf.arg(help=help_text)], value))
     for option in dataclasses.fields(Options):
         fields.append((option.name, own[option.name], _default(config.get(option.name, option.default))))
-    kind = dataclasses.make_dataclass(lab.name if lab.name.isidentifier() else "recipe", fields)
-    values = vars(_parsed(kind, arguments, prog, lab.documentation))
+    target = dataclasses.make_dataclass("Knobs", fields)
+    values = vars(_parsed(target, arguments, prog, lab.documentation))
     return {name: values.pop(name) for name in lab.knobs}, Options(**values)
 
 

@@ -22,7 +22,7 @@ def evaluate(run: Path, recipe: str = "", checkpoint: str = "best") -> int:
         recipe: the recipe file to use, where the original has gone or changed
         checkpoint: best or last
     """
-    from framework.recipe import rebuild
+    from framework.cli.running import rebuild
 
     made, trainer, path = rebuild(run, recipe or None, checkpoint)
     print(f"weights   {path}")
@@ -50,7 +50,7 @@ def predict(run: Path, input: str, recipe: str = "", checkpoint: str = "best") -
         recipe: the recipe file to use, where the original has gone or changed
         checkpoint: best or last
     """
-    from framework.recipe import rebuild
+    from framework.cli.running import rebuild
 
     made, trainer, path = rebuild(run, recipe or None, checkpoint)
     inputs, rows = _inputs(input, made)
@@ -74,7 +74,8 @@ def _inputs(text: str, made: Recipe) -> tuple[Tensor, list[Any]]:
         tensor, values = tensor.unsqueeze(0), [values]
     if tensor.shape[1:] != sample.shape:
         raise UsageError(
-            f"the input has shape {tuple(tensor.shape[1:] or tensor.shape)}; a sample of this recipe has shape {tuple(sample.shape)}"
+            f"the input has shape {tuple(tensor.shape[1:] or tensor.shape)}; "
+            f"a sample of this recipe has shape {tuple(sample.shape)}"
         )
     return tensor, values
 

@@ -10,10 +10,11 @@ from typing import Annotated
 
 import tyro
 
+from framework.discovery import Listed, available, find, origin
 from framework.errors import PluginError, RecipeError, UsageError
 from framework.hooks import HOOKS
-from framework.labs import find_lab, installed, installed_file
-from framework.plugins import Listed, available, default_names, examine, find, origin
+from framework.modules import installed, installed_file
+from framework.plugins import examine
 
 
 def plugins(
@@ -29,6 +30,8 @@ def plugins(
     if recipe:
         _print_order(recipe, plugin)
         return 0
+    from framework.cli.running import default_names
+
     active = default_names()
     for name, point in available().items():
         try:
@@ -55,17 +58,14 @@ def _summary(listed: Listed) -> str:
 
 
 def _print_order(recipe: str, extra: tuple[str, ...]) -> None:
-    from framework.recipe import Recipe, line_up
-    from framework.seed import seed_everything
+    from framework.cli.lab import find_lab
+    from framework.cli.running import build, line_up
 
     lab = find_lab(recipe)
-    seed_everything(0)
-    made = lab.make(lab.settings({}))
-    variants = {"": made} if isinstance(made, Recipe) or made is None else made
-    for label, variant in variants.items():
-        if variant is None:
-            raise RecipeError(f"the recipe {lab.name} trains nothing, so it has no plugins")
-        one = variant if isinstance(variant, Recipe) else lab.checked(variant())
+    made = build(lab)
+    if made is None:
+        raise RecipeError(f"the recipe {lab.name} trains nothing, so it has no plugins")
+    for label, one in made.items() if isinstance(made, dict) else [("", made)]:
         order = line_up(lab.module, one.plugins, extra)
         print(f"{label + ': ' if label else ''}the plugins of {lab.name}; the first runs first and wraps outermost")
         for number, listed in enumerate(order, start=1):

@@ -13,9 +13,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from framework.cli.lab import Lab, find_lab
 from framework.cli.options import Options, of_recipe
-from framework.labs import Lab, find_lab
-from framework.plugins import Listed
+from framework.discovery import Listed
 from framework.trainer import Trainer
 
 
@@ -60,7 +60,7 @@ def train(recipe: str, arguments: list[str]) -> int:
 
 
 def _run(lab: Lab, knobs: dict[str, Any], options: Options, signals: Signals) -> Any:
-    from framework.recipe import run
+    from framework.cli.running import run
 
     plugins = [Listed("signals", signals, "command line"), *options.plugin]
     return run(
@@ -71,10 +71,7 @@ def _run(lab: Lab, knobs: dict[str, Any], options: Options, signals: Signals) ->
 
 def _tell_end(made: Any, lab: Lab, recipe: str) -> None:
     """Where the run is, and what is worth trying now."""
-    if isinstance(made, dict):
-        directory = next(iter(made.values())).run_dir.parent
-    else:
-        directory = made.run_dir
+    directory = next(iter(made.values())).run_dir.parent if isinstance(made, dict) else made.run_dir
     print(f"saved     {directory}{os.sep}")
     command = f"python -m framework {recipe}"
     for line in re.findall(r"^Next: (.+)$", lab.documentation, flags=re.MULTILINE):
@@ -83,6 +80,9 @@ def _tell_end(made: Any, lab: Lab, recipe: str) -> None:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
-        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-            yield
+    with (
+        Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield

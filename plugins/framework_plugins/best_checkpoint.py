@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from framework import Monitor, Result, Snapshot, Trainer, hookimpl
+from framework import Monitor, Result, Snapshot, Trainer, UsageError, hookimpl
 
 SPACING = 20  # writing takes at most a twentieth of the time of a run
+SHORTEST = 1.0  # seconds between two writes during a fit
 
 
 class BestCheckpoint:
@@ -17,6 +18,10 @@ class BestCheckpoint:
 
     The best is kept as a copy in memory. Best and last are written at the end, at a stop, after an error, and during
     the fit whenever 20 times the duration of the last write has passed: a toy run of a thousand epochs writes once.
+    Without a run directory nothing is written; `result.best` and `restore_best` work all the same.
+
+    Several instances keep the best of several figures: `BestCheckpoint("val_accuracy", name="best_accuracy")` labels
+    its checkpoint best_accuracy. The first one listed writes the last checkpoint and fills `result.best`.
 
     Args:
         monitor: the figure; by default val_loss where there is a validation set, else train_loss
@@ -26,14 +31,19 @@ class BestCheckpoint:
         every_seconds: write at least so many seconds apart instead; 0 writes each epoch
 
     Raises:
-        UsageError: the figure will not be there (before the first epoch, with a suggestion)
+        UsageError: the figure will not be there (before the first epoch, with a suggestion); a name that cannot be
+            a label
+        CheckpointError: a checkpoint cannot be written
     """
 
     def __init__(
         self, monitor: str | None = None, mode: str = "auto", min_delta: float = 0.0, restore_best: bool = False,
         every_seconds: float | None = None, name: str = "best_checkpoint",
     ) -> None:  # fmt: skip
+        if not (name.isidentifier() and name.isascii() and name.islower()):
+            raise UsageError(f"name={name!r} becomes a checkpoint's label: a word in small letters, like best_accuracy")
         self.name = name
+        self.label = "best" if name == "best_checkpoint" else name
         self.monitor = Monitor(monitor, mode, min_delta)
         self.restore_best = restore_best
         self.every_seconds = every_seconds
@@ -42,64 +52,69 @@ class BestCheckpoint:
     def on_fit_start(self, trainer: Trainer) -> None:
         self.monitor.start(trainer)
         self._started = True
-        self._best: Snapshot | None = None
+        self._leads = next(p for p in trainer.plugins.values() if isinstance(p, BestCheckpoint)) is self
         self._row: dict[str, Any] = {}
-        self._written: dict[str, int] = {}  # label: step of the checkpoint that it points at
+        self._best: Snapshot | None = None
+        self._unwritten = False  # whether the best is not on the disk yet
+        self._last_step = 0  # of the last checkpoint that was written
         self._path: Path | None = None
-        self._duration = 0.05
+        self._duration = 0.0
         self._last_write = time.monotonic()
 
-    def on_epoch_end(self, trainer: Trainer, epoch: int, metrics: Mapping[str, Any]) -> None:
+    @hookimpl(wrapper=True)
+    def on_epoch_end(self, trainer: Trainer, epoch: int, metrics: Mapping[str, Any]) -> Iterator[None]:
+        yield  # the copy holds what every other plugin remembers of this epoch
         if self.monitor.update(epoch, metrics):
-            self._best, self._row = trainer.snapshot(), dict(metrics)
-        spacing = SPACING * self._duration if self.every_seconds is None else self.every_seconds
+            self._row = dict(metrics)
+            self._unwritten = trainer.run_dir is not None
+            self._best = trainer.snapshot() if self._unwritten or self.restore_best else None
+        spacing = max(SHORTEST, SPACING * self._duration) if self.every_seconds is None else self.every_seconds
         if time.monotonic() - self._last_write >= spacing:
-            self._write(trainer, trainer.snapshot())
+            self._write(trainer)
 
     @hookimpl(wrapper=True)
     def on_fit_end(self, trainer: Trainer, result: Result) -> Iterator[None]:
         self._started = False
-        self._write(trainer, None)
-        if self._best is not None:
-            result.best = {
-                **self._row, "monitor": self.monitor.name, "value": self.monitor.best, "path": self._path,
-            }  # fmt: skip
-            if self.restore_best:
-                trainer.model.load_state_dict(self._best.model)
+        self._write(trainer)
+        if self._row and self._leads:
+            figures = {"monitor": self.monitor.name, "value": self.monitor.best, "path": self._path}
+            result.best = {**self._row, **figures}
+        if self._best is not None and self.restore_best:
+            trainer.model.load_state_dict(self._best.model)
         yield  # whatever other plugins do at the end sees the restored weights
 
     def on_exception(self, trainer: Trainer) -> None:
         if self._started and trainer.step:
             self._started = False
-            self._write(trainer, None)
+            self._write(trainer)
 
-    def _write(self, trainer: Trainer, last: Snapshot | None) -> None:
+    def on_teardown(self) -> None:
+        self._best = None  # it may be as large as the model and its optimizer
+
+    def on_checkpoint(self, path: Path) -> None:
+        self._newest = path
+
+    def _write(self, trainer: Trainer) -> None:
         """Write what is not on the disk yet: the best from its copy, and the present state as the last."""
         if trainer.run_dir is None:
             return
         begun = time.monotonic()
-        labels = ["last"] if self._written.get("last") != trainer.step else []
-        if self._best is not None and self._written.get("best") != self._best.step:
-            together = self._best.step == trainer.step
-            self._save(trainer, ["best", *labels] if together else ["best"], self._best)
-            labels = [] if together else labels
-        if labels:
-            self._save(trainer, labels, last or trainer.snapshot())
+        last = ["last"] if self._leads and self._last_step != trainer.step else []
+        if self._unwritten and self._best is not None:
+            together = self._best.step == trainer.step  # then one checkpoint has both labels
+            trainer.save([self.label, *last] if together else self.label, self._best)
+            self._path, self._unwritten = self._newest, False
+            last = [] if together else last
+            self._best = self._best if self.restore_best else None
+        if last:
+            trainer.save(last, trainer.snapshot())
+        self._last_step = trainer.step
         self._last_write = time.monotonic()
         self._duration = self._last_write - begun
 
-    def _save(self, trainer: Trainer, labels: list[str], snapshot: Snapshot) -> None:
-        self._saving = labels
-        trainer.save(labels, snapshot)
-        self._saving = []
-        self._written |= dict.fromkeys(labels, snapshot.step)
-
-    def on_checkpoint(self, path: Path) -> None:
-        if "best" in getattr(self, "_saving", ()):
-            self._path = path
-
     def state_dict(self) -> dict[str, Any]:
-        return self.monitor.state_dict()
+        return {**self.monitor.state_dict(), "row": self._row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.monitor.load_state_dict(state)
+        self._row = state["row"]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tqdm import tqdm
 
-from framework import Result, Trainer, described
+from framework import Result, Trainer, described, hookimpl
 
 
 class Console:
@@ -41,8 +41,10 @@ class Console:
         if epoch % self._every == 0:
             self._print_pending()
 
-    def on_fit_end(self, trainer: Trainer, result: Result) -> None:
+    @hookimpl(wrapper=True)
+    def on_fit_end(self, trainer: Trainer, result: Result) -> Iterator[None]:
         self._print_pending()
+        yield  # what others print at the end, such as the recipe, stands between the table and the result
         _say(
             f"stopped   {result.stop_reason or f'after {result.epochs} epochs'} ({result.steps} steps, {result.seconds:.1f} s)"
         )

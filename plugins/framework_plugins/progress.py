@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
@@ -50,6 +51,11 @@ class Progress:
             self._bar.set_postfix_str(f"epoch {trainer.epoch}/{trainer.epochs}, loss {loss.item():.4g}", refresh=True)
         else:
             print(self._line(trainer, loss.item(), now - self._started), file=sys.stderr, flush=True)
+
+    @hookimpl(wrapper=True)
+    def on_fit_end(self) -> Iterator[None]:
+        self.on_teardown()  # before anyone prints at the end of a fit: a plain print would land behind the bar
+        yield
 
     def on_teardown(self) -> None:
         if self._bar is not None:

@@ -1,14 +1,4 @@
-"""Checkpoints: tensors in safetensors, everything else in JSON, no pickle. Written beside and renamed.
-
-::
-
-    checkpoints/
-        step-000000001200/          complete as soon as it has this name
-            model.safetensors  optimizer.safetensors  state.json
-        LAST  BEST                  JSON with the name of a checkpoint, one file a label
-
-A `Snapshot` is the whole state in memory; `write`, `read` and `restore` are all that the rest of the program knows.
-"""
+"""Checkpoints on the disk: a directory a checkpoint, written beside and renamed; labels point at them."""
 
 from __future__ import annotations
 
@@ -27,6 +17,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from framework.checkpoint.codec import decode, encode
 from framework.device import apply
 from framework.errors import CheckpointError
 
@@ -51,57 +42,6 @@ class Snapshot:
 def copy(tree: Any) -> Any:
     """The same tree with its own tensors, on the same device."""
     return apply(lambda tensor: tensor.detach().clone(), tree)
-
-
-# ------------------------------------------------------------------------------------------------ tree <-> JSON
-
-
-def encode(tree: Any, tensors: dict[str, Tensor], path: str = "state") -> Any:
-    """A tree of plain values as JSON; its tensors go into `tensors` under their paths.
-
-    Raises:
-        CheckpointError: a value that is neither plain nor a tensor
-    """
-    if isinstance(tree, Tensor):
-        tensors[path] = tree
-        return {"$tensor": path}
-    if tree is None or isinstance(tree, (bool, int, str)):
-        return tree
-    if isinstance(tree, float):
-        return tree if tree - tree == 0 else {"$float": repr(tree)}
-    if isinstance(tree, (list, tuple)):
-        items = [encode(value, tensors, f"{path}.{index}") for index, value in enumerate(tree)]
-        return items if isinstance(tree, list) else {"$tuple": items}
-    if isinstance(tree, dict):
-        if all(isinstance(key, str) and not key.startswith("$") for key in tree):
-            return {key: encode(value, tensors, f"{path}.{key}") for key, value in tree.items()}
-        return {
-            "$map": [[encode(k, tensors, f"{path}.key"), encode(v, tensors, f"{path}.{k}")] for k, v in tree.items()]
-        }
-    raise CheckpointError(
-        f"{path} is of type {type(tree).__name__}, which a checkpoint cannot hold; keep numbers, text and tensors"
-    )
-
-
-def decode(tree: Any, tensors: dict[str, Tensor]) -> Any:
-    """The inverse of `encode`. Only the tags above mean anything; no name is ever imported."""
-    if isinstance(tree, list):
-        return [decode(value, tensors) for value in tree]
-    if not isinstance(tree, dict):
-        return tree
-    match list(tree):
-        case ["$tensor"]:
-            return tensors[tree["$tensor"]]
-        case ["$float"]:
-            return float(tree["$float"])
-        case ["$tuple"]:
-            return tuple(decode(value, tensors) for value in tree["$tuple"])
-        case ["$map"]:
-            return {decode(key, tensors): decode(value, tensors) for key, value in tree["$map"]}
-    return {key: decode(value, tensors) for key, value in tree.items()}
-
-
-# ------------------------------------------------------------------------------------------------ write and read
 
 
 def write(snapshot: Snapshot, run_dir: Path, labels: Iterable[str]) -> Path:

@@ -1,40 +1,26 @@
-"""Finding a recipe and reading its knobs: from a file, an installed name, or a function."""
+"""Recipes on the command line: finding the function, reading its knobs from its signature, calling it."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import importlib.util
 import inspect
-import pkgutil
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from framework.errors import FrameworkError, RecipeError, did_you_mean
-from framework.modules import load_file
+from framework.modules import RECIPES, installed, load_file
+from framework.recipe import Recipe
+from framework.rundir import sha256
 
-PACKAGE = "framework_recipes"
 OWNED = (
     "config", "deterministic", "device", "help", "plugin", "quiet", "recipe", "resume", "run_dir", "seed", "verbose",
     "version",
 )  # fmt: skip
-
-
-def installed() -> list[str]:
-    """The names of the recipes that came with the framework. None of them is imported."""
-    spec = importlib.util.find_spec(PACKAGE)
-    places = list(spec.submodule_search_locations or []) if spec else []
-    return sorted(module.name for module in pkgutil.iter_modules(places))
-
-
-def installed_file(name: str) -> Path:
-    """The file of an installed recipe."""
-    spec = importlib.util.find_spec(f"{PACKAGE}.{name}")
-    assert spec is not None and spec.origin is not None
-    return Path(spec.origin)
 
 
 @dataclass
@@ -51,8 +37,6 @@ class Lab:
 
     @property
     def sha256(self) -> str | None:
-        from framework.rundir import sha256
-
         return sha256(Path(self.file)) if self.file else None
 
     @property
@@ -121,10 +105,8 @@ class Lab:
 
         return build
 
-    def checked(self, made: Any) -> Any:
+    def checked(self, made: Any) -> Recipe:
         """`made`, if it is a Recipe."""
-        from framework.recipe import Recipe
-
         if not isinstance(made, Recipe):
             raise RecipeError(
                 f"{self.name}: recipe() must return a Recipe, a dict of them, or None; it returned {_shown(made)}"
@@ -155,7 +137,7 @@ def find_lab(recipe: str | Path | Callable[..., Any] | Lab) -> Lab:
     path, name = Path(recipe), str(recipe)
     if path.suffix != ".py" and name in installed():
         with _blamed_on(name, None):
-            module = importlib.import_module(f"{PACKAGE}.{name}")
+            module = importlib.import_module(f"{RECIPES}.{name}")
     elif path.is_file():
         name = path.stem
         with _blamed_on(str(recipe), str(path.resolve())):
@@ -170,21 +152,16 @@ def find_lab(recipe: str | Path | Callable[..., Any] | Lab) -> Lab:
     return Lab(name, function, module)
 
 
-class _blamed_on:
+@contextlib.contextmanager
+def _blamed_on(name: str, file: str | None) -> Iterator[None]:
     """Turns what a recipe file raises into one sentence with the line of the file."""
-
-    def __init__(self, name: str, file: str | None) -> None:
-        self.name = name
-        self.file = file
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, SyntaxError):
-            text = (error.text or "").strip()
-            raise RecipeError(f"{self.name}, line {error.lineno}: {error.msg}: {text}") from error
-        if isinstance(error, FrameworkError) or not isinstance(error, Exception):
-            return
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if self.file and f.filename == self.file]
+    try:
+        yield
+    except SyntaxError as error:
+        raise RecipeError(f"{name}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}") from error
+    except FrameworkError:
+        raise
+    except Exception as error:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if file and frame.filename == file]
         where = f", line {frames[-1].lineno} ({frames[-1].line})" if frames else ""
-        raise RecipeError(f"{self.name}{where}: {type(error).__name__}: {error}") from error
+        raise RecipeError(f"{name}{where}: {type(error).__name__}: {error}") from error

@@ -18,7 +18,5 @@ def described(model: nn.Module) -> str:
     """Parameters, layers and hidden layers in one line."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     count = len(layers(model))
-    return (
-        f"{type(model).__name__}, {parameters:,} parameter{'s' * (parameters != 1)} in {count} layer{'s' * (count != 1)} "
-        f"({max(count - 1, 0)} hidden)"
-    )
+    size = f"{parameters:,} parameter{'s' * (parameters != 1)} in {count} layer{'s' * (count != 1)}"
+    return f"{type(model).__name__}, {size} ({max(count - 1, 0)} hidden)"

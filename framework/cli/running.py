@@ -1,0 +1,250 @@
+"""Running a recipe: build, line up the plugins, train, keep what it was in the run directory; and build it again."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from framework import checkpoint, rundir
+from framework.cli import verbs
+from framework.cli.lab import Lab, find_lab
+from framework.device import resolve
+from framework.discovery import DISTRIBUTION, Listed, check, find
+from framework.errors import PluginError, RunDirError, UsageError, did_you_mean
+from framework.plugins import examine
+from framework.recipe import Recipe
+from framework.seed import seed_everything
+from framework.trainer import Result, Trainer
+
+
+def run(
+    recipe: str | Path | Callable[..., Any] | Lab, *, seed: int = 0, device: str | torch.device = "auto",
+    plugins: Iterable[Any] = (), run_dir: str | Path | None = None, deterministic: bool = False, **knobs: Any,
+) -> Any:  # fmt: skip
+    """Run a recipe as the command line does.
+
+    Args:
+        recipe: a recipe file, the name of an installed recipe, or the function itself
+        seed: set before the recipe builds anything
+        plugins: instances or names added at the end; "no:NAME" removes one
+        run_dir: where the run is kept; by default the next `runs/RECIPE/NNN`
+        deterministic: refuse operations whose result can differ from run to run
+        knobs: arguments of the recipe
+
+    Returns:
+        the Result; a dict of label to Result for a recipe of several variants; None for one that trains nothing
+
+    Raises:
+        UsageError: what was asked for does not exist or does not fit together
+        NonFiniteError: the loss became inf or nan
+    """
+    lab = find_lab(recipe)
+    settings = lab.settings(knobs)
+    extra = list(plugins)
+    target = resolve(device)
+    for spec in extra:  # a misspelt name is told before anything is built or downloaded
+        if not (isinstance(spec, str) and spec.startswith("no:")):
+            check(spec)
+    if deterministic:
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    seed_everything(seed)
+    made = lab.make(settings)
+    if made is None:
+        return None
+    print(f"recipe    {lab.name}    {lab.title}".rstrip())
+    print(f"seed      {seed}")
+    about = {"recipe": lab.name, "file": lab.file, "sha256": lab.sha256, "knobs": settings, "seed": seed,
+             "device": str(target), "deterministic": deterministic}  # fmt: skip
+    if isinstance(made, Recipe):
+        return _run_one(made, lab, about, extra, target, _directory(lab, run_dir), own=run_dir is None)
+    parent, results = _directory(lab, run_dir), {}
+    rundir.write_info(parent, {**about, "variants": list(made), **_environment(), "stop_reason": None})
+    for label, variant in made.items():
+        print(f"\nvariant   {label}")
+        seed_everything(seed)  # every variant starts from the same draws
+        one = variant if isinstance(variant, Recipe) else lab.checked(variant())
+        results[label] = _run_one(one, lab, {**about, "label": label}, extra, target, rundir.claim(parent / label))
+    rundir.write_info(parent, {**rundir.read_info(parent), "stop_reason": "completed"})
+    _compare(parent)
+    return results
+
+
+def _compare(parent: Path) -> None:
+    """The variants in one table and one picture, where a package offers the verb and the runs have kept their rows."""
+    compare = verbs().get("compare")
+    if compare is not None:
+        print()
+        try:
+            compare.load()(parent)
+        except RunDirError as error:
+            print(f"compare   {error}")
+
+
+def build(recipe: str | Path | Callable[..., Any] | Lab, *, seed: int = 0, **knobs: Any) -> Any:
+    """Build a recipe without running it: a Recipe, a dict of label to Recipe, or None.
+
+    Raises:
+        RecipeError: it cannot be loaded, has no such knob, or returned something else
+    """
+    lab = find_lab(recipe)
+    seed_everything(seed)
+    made = lab.make(lab.settings(knobs))
+    if not isinstance(made, dict):
+        return made
+    variants = {}
+    for label, variant in made.items():
+        seed_everything(seed)
+        variants[label] = variant if isinstance(variant, Recipe) else lab.checked(variant())
+    return variants
+
+
+def default_names() -> list[str]:
+    """The plugins that are active without being listed: a set that only our own distribution can offer."""
+    points = importlib.metadata.entry_points(group="framework.sets", name="default")
+    return [name for point in points if point.dist and point.dist.name == DISTRIBUTION for name in point.load()]
+
+
+def _directory(lab: Lab, run_dir: str | Path | None) -> Path:
+    return rundir.new(lab.name) if run_dir is None else rundir.claim(Path(run_dir))
+
+
+def _run_one(
+    recipe: Recipe, lab: Lab, about: dict[str, Any], extra: list[Any], device: torch.device, path: Path,
+    own: bool = False,
+) -> Result:  # fmt: skip
+    """Train one Recipe in a directory that keeps what it was."""
+    result: Result | None = None
+    info = {**about, **_environment(), "stop_reason": None}
+    try:
+        trainer = trainer_of(recipe, line_up(lab.module, recipe.plugins, extra), device, path)
+        info["plugins"] = [
+            {"name": p.name, "listed": p.listed, "distribution": p.distribution} for p in trainer.plugins.order
+        ]
+        rundir.write_info(path, info)
+        if lab.file:
+            rundir.write_text(path / "recipe.py", Path(lab.file).read_text(encoding="utf-8"))
+        result = trainer.fit(
+            recipe.train, recipe.val, recipe.epochs, recipe.batch_size, recipe.shuffle, recipe.drop_last,
+            accumulate=recipe.accumulate, num_workers=recipe.num_workers,
+        )  # fmt: skip
+        if recipe.test is not None:
+            result.test = trainer.evaluate(recipe.test, recipe.batch_size)
+            print("test      " + "  ".join(f"{name} {value:.6g}" for name, value in result.test.items()))
+    except BaseException as error:
+        if own and isinstance(error, UsageError) and not (path / rundir.ROWS).exists():
+            shutil.rmtree(path, ignore_errors=True)  # a mistake before the first step leaves nothing behind
+        else:
+            rundir.write_info(path, {**info, "stop_reason": f"{type(error).__name__}: {error}"})
+        raise
+    ended = {name: getattr(result, name) for name in ("epochs", "steps", "seconds", "best", "test")}
+    rundir.write_info(path, {**info, "stop_reason": result.stop_reason or "completed", **ended})
+    return result
+
+
+def trainer_of(recipe: Recipe, plugins: Sequence[Any], device: str | torch.device, run_dir: Path | None) -> Trainer:
+    """The Trainer of a Recipe."""
+    return Trainer(
+        recipe.model, recipe.loss, recipe.optimizer, plugins=plugins, device=device, run_dir=run_dir,
+        on_nonfinite=recipe.on_nonfinite,
+    )  # fmt: skip
+
+
+def line_up(
+    module: ModuleType | None, listed: Sequence[Any], extra: Sequence[Any], defaults: bool = True
+) -> list[Listed]:
+    """The plugins in their order: the recipe module, the recipe's list, the defaults, then `-p`.
+
+    Raises:
+        PluginError: `no:NAME` of a plugin that is not there
+    """
+    order: list[Listed] = []
+    if module is not None:
+        itself = Listed(module.__name__.rpartition(".")[2], module, "recipe module")
+        order += [itself] if any(examine(itself)) else []
+    for spec in listed:
+        order += find(spec, "recipe")
+    if defaults:
+        order += [found for name in default_names() if name not in _names(order) for found in find(name, "default")]
+    removed = [spec[3:] for spec in extra if isinstance(spec, str) and spec.startswith("no:")]
+    for spec in extra:
+        if isinstance(spec, str) and (spec.startswith("no:") or spec in _names(order)):
+            continue  # removed below; or asked for and active already
+        order += find(spec, "-p")
+    for name in removed:
+        if name not in _names(order):
+            raise PluginError(f"no:{name}: no such plugin is active.{did_you_mean(name, _names(order))}")
+    return [entry for entry in order if entry.name not in removed]
+
+
+def _names(order: Sequence[Listed]) -> list[str]:
+    return [entry.name for entry in order]
+
+
+def rebuild(run_dir: Path, recipe: str | None = None, label: str = "best") -> tuple[Recipe, Trainer, Path]:
+    """The Recipe and a Trainer of a run with the weights of its best (else last) checkpoint, and that checkpoint.
+
+    Args:
+        recipe: a recipe file in place of the one that ran
+        label: the checkpoint to take, where there is one
+
+    Raises:
+        RunDirError: no run, no checkpoint, or the recipe file is not the one that ran
+    """
+    info = rundir.read_info(run_dir)
+    if "variants" in info:
+        names = ", ".join(str(run_dir / name) for name in info["variants"])
+        raise RunDirError(f"{run_dir} holds several runs; name one of them: {names}")
+    path = checkpoint.find(run_dir, label, "best", "last")
+    if path is None:
+        raise RunDirError(f"{run_dir} has no checkpoint: was the run without a plugin that saves?")
+    if recipe is None:
+        recipe = info.get("file")
+        if not recipe or not Path(recipe).is_file():
+            raise RunDirError(f"the recipe of {run_dir} is gone ({recipe}); name it with --recipe FILE")
+        if rundir.sha256(Path(recipe)) != info.get("sha256"):
+            raise RunDirError(f"{recipe} has changed since {run_dir} ran; name the one to use with --recipe FILE")
+    lab = find_lab(recipe)
+    made = build(lab, seed=int(info["seed"]), **info["knobs"])
+    one: Recipe = made[info["label"]] if isinstance(made, dict) else made
+    checkpoint.restore_model(checkpoint.read(path), one.model)
+    return one, trainer_of(one, line_up(lab.module, one.plugins, (), defaults=False), "auto", None), path
+
+
+def _environment() -> dict[str, Any]:
+    """Versions, platform, git commit and command of this process."""
+    from framework import __version__
+
+    return {
+        "framework": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "git_commit": _git_commit(),
+        "command": [os.path.basename(sys.executable), *sys.orig_argv[1:]],
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the current directory with "+" where files differ from it; None outside of git."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return commit + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=5, check=True, errors="replace")
+    return done.stdout.strip()

@@ -1,0 +1,140 @@
+"""Which plugins there are: those of installed packages, files, classes. None becomes active by being found."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import re
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from framework.errors import FrameworkError, PluginError, did_you_mean
+from framework.hooks import HOOKS, attributes
+from framework.modules import load_file
+
+GROUP = "framework"  # the entry points of plugins, by name
+DISTRIBUTION = "framework-trainer"
+
+
+def available() -> dict[str, importlib.metadata.EntryPoint]:
+    """The plugins that installed packages offer, by name. Nothing is imported, nothing becomes active."""
+    found: dict[str, importlib.metadata.EntryPoint] = {}
+    for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: p.name):
+        other = found.get(point.name)
+        if other is not None and other.value != point.value:
+            raise PluginError(f"plugin {point.name!r} is offered twice: by {origin(other)} and by {origin(point)}")
+        found[point.name] = point
+    return found
+
+
+def origin(point: importlib.metadata.EntryPoint) -> str:
+    """Distribution and version of an entry point."""
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution"
+
+
+@dataclass(eq=False)
+class Listed:
+    """One plugin at its place in the order: its unique name, the object, and where it was listed."""
+
+    name: str
+    plugin: Any
+    listed: str = "list"
+    distribution: str | None = None
+
+
+def find(spec: Any, listed: str = "list") -> list[Listed]:
+    """The plugins that one entry of a list stands for.
+
+    Args:
+        spec: an instance; or the name of an available plugin, a `.py` file, or `module:Class`
+        listed: where it was listed, for the reader
+
+    Raises:
+        PluginError: no such plugin (with a suggestion), or it fails to import
+    """
+    check(spec)
+    if isinstance(spec, Listed):
+        return [spec]
+    if not isinstance(spec, str):
+        return [Listed(name_of(spec), spec, listed)]
+    if spec.endswith(".py"):
+        return [Listed(name_of(found), found, listed, spec) for found in _in_file(spec)]
+    if ":" in spec:
+        module, _, attribute = spec.partition(":")
+        with _blamed_on(spec):
+            found = _instance(getattr(importlib.import_module(module), attribute))
+        return [Listed(name_of(found), found, listed, module)]
+    point = available()[spec]
+    _refuse_mixed_versions(point)
+    with _blamed_on(spec, origin(point)):
+        found = _instance(point.load())
+    return [Listed(spec, found, listed, origin(point))]
+
+
+def check(spec: Any) -> None:
+    """Whether there is such a plugin, without importing it.
+
+    Raises:
+        PluginError: no plugin of this name (with a suggestion), no such file
+    """
+    if not isinstance(spec, str):
+        return
+    if spec.endswith(".py"):
+        if not Path(spec).is_file():
+            raise PluginError(f"there is no plugin file {spec!r}")
+    elif ":" not in spec and spec not in (points := available()):
+        raise PluginError(f"there is no plugin {spec!r}.{did_you_mean(spec, points)}")
+
+
+def name_of(plugin: Any) -> str:
+    """The attribute `name` if there is one, a module's own name, else the class name in snake_case."""
+    if isinstance(plugin, types.ModuleType):
+        return plugin.__name__.rpartition(".")[2]
+    name = getattr(plugin, "name", None)
+    if isinstance(name, str) and name:
+        return name
+    kind = plugin if isinstance(plugin, type) else type(plugin)
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", kind.__name__).lower()
+
+
+@contextlib.contextmanager
+def _blamed_on(name: str, distribution: str = "") -> Iterator[None]:
+    """Turns any failure to import or to build a plugin into one sentence that names it."""
+    what = f"plugin {name!r}" + (f" of {distribution}" if distribution else "")
+    try:
+        yield
+    except FrameworkError as error:
+        raise PluginError(f"{what}: {error}") from error
+    except Exception as error:
+        raise PluginError(f"{what} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def _instance(found: Any) -> Any:
+    return found() if isinstance(found, type) else found
+
+
+def _in_file(path: str) -> list[Any]:
+    """A file's plugins: the module if it defines hooks, and every class in it that does."""
+    with _blamed_on(path):
+        module = load_file(Path(path))
+        classes = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
+        found = [_instance(c) for c in classes if any(name in HOOKS for name in dir(c))]
+        if any(name in HOOKS for name in attributes(module)):
+            found.insert(0, module)
+    if not found:
+        raise PluginError(f"{path} defines no hook and no class with one. python -m framework hooks lists them")
+    return found
+
+
+def _refuse_mixed_versions(point: importlib.metadata.EntryPoint) -> None:
+    from framework import __version__
+
+    if point.dist and point.dist.name == DISTRIBUTION and point.dist.version != __version__:
+        raise PluginError(
+            f"framework {__version__} was imported from {Path(__file__).parent}, but the installed plugins are of "
+            f"version {point.dist.version}: install both together, pip install -e ."
+        )
