@@ -159,16 +159,11 @@ def sizes(batch_size: Any, shuffle: Any, drop_last: Any, data: Any) -> tuple[int
     return batch_size, True if shuffle is None else bool(shuffle), bool(drop_last)
 
 
-def positive(name: str, value: Any) -> int:
-    """`value`, a whole number from 1 up; else a UsageError that names it."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UsageError(f"{name} must be a whole number from 1 up, got {value!r}")
+def positive(name: str, value: Any, least: int = 1) -> int:
+    """`value`, a whole number from `least` up; else a UsageError that names it."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UsageError(f"{name} must be a whole number from {least} up, got {value!r}")
     return value
-
-
-def workers(value: Any) -> int:
-    """`value`, a number of worker processes: 0 or more."""
-    return value if value == 0 and not isinstance(value, bool) else positive("num_workers", value)
 
 
 def in_chunks(inputs: Any, size: int | None) -> Iterator[Any]:

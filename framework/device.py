@@ -42,14 +42,15 @@ def _has(there: list[str]) -> str:
     return f"This machine has: {', '.join(there)}."
 
 
-def place(model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Move the model in place, and what the optimizer keeps to where each parameter now is."""
+def place(model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> nn.Module:
+    """Move the model in place, and what the optimizer keeps to where each parameter now is; the model."""
     model.to(device)
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             # torch keeps Adam's 0-dim step counter on the CPU, so that reading it does not wait for the device.
             if isinstance(value, Tensor) and not (key == "step" and value.device.type == "cpu"):
                 state[key] = value.to(parameter.device)
+    return model
 
 
 def move(tree: Any, device: torch.device) -> Any:

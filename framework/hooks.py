@@ -63,14 +63,16 @@ def hookimpl(
     """
     if refused:
         names = ", ".join(sorted(refused))
-        raise PluginError(
-            f"hookimpl has no {names}: plugins run in the order in which they are listed, the first first"
-        )
+        rule = " Plugins run in the order in which they are listed, the first first" if "try" in names else ""
+        raise PluginError(f"hookimpl has no {names}.{did_you_mean(names, ('split', 'wrapper'))}{rule}")
     if split is not None and split not in SPLITS:
         raise PluginError(f"hookimpl(split={split!r}): no such split.{did_you_mean(split, SPLITS)}")
 
     def mark(marked: Function) -> Function:
-        setattr(marked, f"{PROJECT}_impl", {"wrapper": wrapper, "split": split})
+        inner = getattr(marked, "__func__", marked)  # that of a staticmethod or classmethod
+        if not inspect.isfunction(inner):
+            raise PluginError(f"hookimpl marks a function, got {type(marked).__name__}; it takes split= and wrapper=")
+        setattr(inner, f"{PROJECT}_impl", {"wrapper": wrapper, "split": split})
         return marked
 
     return mark if function is None else mark(function)
@@ -206,8 +208,12 @@ def attributes(plugin: Any) -> dict[str, Any]:
         return {n: f for n, f in vars(plugin).items() if inspect.isfunction(f) and (mark_of(f) or n.startswith("on_"))}
     names = dict.fromkeys((*dir(type(plugin)), *getattr(plugin, "__dict__", ())))
     kinds = (types.FunctionType, types.MethodType, staticmethod, classmethod)
-    statics = {name: inspect.getattr_static(plugin, name, None) for name in names if not name.startswith("_")}
-    return {name: getattr(plugin, name) for name, static in statics.items() if isinstance(static, kinds)}
+    statics = {name: inspect.getattr_static(plugin, name, None) for name in names}
+    return {
+        name: getattr(plugin, name)
+        for name, static in statics.items()
+        if isinstance(static, kinds) and (not name.startswith("_") or mark_of(static.__func__ if hasattr(static, "__func__") else static))
+    }
 
 
 def mark_of(function: Any) -> dict[str, Any]:

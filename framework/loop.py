@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from framework.data import make_loader, on_device, windows
 from framework.device import apply, place
@@ -26,33 +26,33 @@ if TYPE_CHECKING:
 def run(trainer: Trainer) -> None:
     """All epochs of a fit. Every hook, in the order in which they are called::
 
-    prepare_model
-    make_loader                             # once for train, once for val
-    on_fit_start
-    for epoch in range(epochs):
-        on_epoch_start
-        on_split_start                      # after model.train()
-        for window in train:
-            optimizer.zero_grad()
-            for batch in window:
-                on_batch_start
-                forward                     # output = model(x)
-                compute_loss                # loss = loss(output, y)
-                backward                    # loss.backward()
-                if it is the last batch of the window:
-                    on_gradients
-                    optimizer_step          # optimizer.step()
-                on_batch_end
-            agree, on_checkpoint            # the step boundary: stops and saves that were asked for
-        reduce
-        on_split_end
-        with val: model.eval() and torch.no_grad(), then
-            on_split_start, for batch in val: on_batch_start, forward, compute_loss, on_batch_end
-            reduce, on_split_end
-        on_epoch_end
-        agree, on_checkpoint
-    on_fit_end                              # after an error: on_exception
-    on_teardown
+        prepare_model
+        make_loader                                 # once for train, once for val
+        on_fit_start
+        while no stop was asked for and epochs are left:
+            agree, on_checkpoint                    # a step boundary: stops and saves that were asked for
+            on_epoch_start
+            on_split_start                          # after model.train()
+            for window in train:
+                optimizer.zero_grad()
+                for batch in window:
+                    on_batch_start
+                    forward                         # output = model(x)
+                    compute_loss                    # loss = loss(output, y)
+                    backward                        # loss.backward()
+                    if it is the last batch of the window:
+                        on_gradients
+                        optimizer_step              # optimizer.step()
+                    on_batch_end
+                agree, on_checkpoint                # a step boundary
+            reduce
+            on_split_end
+            with val, after model.eval() and under torch.no_grad():
+                on_split_start, for batch in val: on_batch_start, forward, compute_loss, on_batch_end
+                reduce, on_split_end
+            on_epoch_end
+        on_fit_end                                  # after an error: on_exception
+        on_teardown
     """
     hooks = trainer.plugins.frozen("train")
     while not trainer._honour() and trainer.epoch < trainer.epochs:
@@ -136,7 +136,8 @@ def evaluate(trainer: Trainer, split: str, loader: Iterable[Any]) -> Mapping[str
 
 def _figures(trainer: Trainer, split: str, mean: Mean) -> Mapping[str, float]:
     """The mean loss over the samples of all processes, and what the plugins add."""
-    total, count = mean.sums()
+    mean.flush()
+    total, count = mean.total, mean.count
     if any(impl.hook.name == "reduce" for impl in trainer.plugins.impls):
         total, count = trainer.sum(torch.tensor([total, count], dtype=torch.float64)).tolist()
     if not count:
@@ -156,14 +157,9 @@ def _optimizer_step(trainer: Trainer, output: Any, batch: Any) -> bool:
     return True
 
 
-def _prepare_model(trainer: Trainer, model: nn.Module) -> nn.Module:
-    place(model, trainer.optimizer, trainer.device)
-    return model
-
-
 # The loop's own answers to the makes: what a wrap surrounds, and what is asked where a plugin declines.
 ANSWERS: dict[str, Callable[..., Any]] = {
-    "prepare_model": _prepare_model,
+    "prepare_model": lambda trainer, model: place(model, trainer.optimizer, trainer.device),
     "make_loader": lambda trainer, data, split, batch_size, shuffle, drop_last: make_loader(
         data, split, batch_size, shuffle, drop_last, trainer.num_workers, trainer.device
     ),

@@ -60,10 +60,6 @@ class Mean:
             for loss, (_, samples) in zip(losses, pending, strict=True):
                 self._add(loss, samples)
 
-    def sums(self) -> tuple[float, int]:
-        self.flush()
-        return self.total, self.count
-
 
 class SplitMetrics(UserDict[str, float]):
     """The figures of one pass over a split. A figure is written once, as a number; a second write is an error."""

@@ -192,14 +192,6 @@ def _integer_target(case: Case) -> str | None:
     return f"this loss compares numbers; the target y is {_dtype(case.y)}: use y.float()"
 
 
-@_rule(r"batch_size|arget size")
-def _unequal(case: Case) -> str | None:
-    if case.y is None or not isinstance(case.output, Tensor):
-        return None
-    output, target = tuple(case.output.shape), tuple(case.y.shape)
-    return f"the output of the model has shape {output}, the target y has shape {target}: they do not match"
-
-
 @_rule(r"all elements of (input|target) should be between 0 and 1")
 def _no_probabilities(case: Case) -> str | None:
     of_model = "elements of input" in str(case.error)

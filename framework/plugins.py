@@ -5,12 +5,13 @@ Order, the one rule: plugins run in the order in which they are listed, and the 
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import types
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -66,14 +67,8 @@ def _misspelt(name: str, attribute: str, function: Any) -> Iterator[str]:
     near = did_you_mean(attribute, HOOKS)
     if attribute.startswith("on_") or mark_of(function):
         yield f"{name}.{attribute} is not a hook.{near if 'mean' in near else ' python -m framework hooks lists them.'}"
-    elif "mean" in did_you_mean(attribute, [h for h in HOOKS if _distance(h, attribute) <= 2]):
+    elif difflib.get_close_matches(attribute, HOOKS, cutoff=0.85):
         yield f"{name}.{attribute} is not a hook.{near} (A leading underscore keeps a method of your own apart.)"
-
-
-def _distance(a: str, b: str) -> int:
-    """How many letters differ as multisets: 0 for swapped letters, 1 for one too many or too few."""
-    left, right = Counter(a), Counter(b)
-    return max((left - right).total(), (right - left).total())
 
 
 def _wrong_with(impl: Impl) -> Iterator[str]:
@@ -115,11 +110,8 @@ def _conflicts(impls: Sequence[Impl]) -> Iterator[str]:
                 break
 
 
-@dataclass(eq=False)
 class _Adapter:
     """What pluggy sees of a plugin: only its hooks, compared by identity. (pluggy compares plugins with ==.)"""
-
-    impls: dict[str, Impl] = field(default_factory=dict)
 
     def __init__(self, impls: Iterable[Impl]) -> None:
         self.impls = {impl.hook.name: impl for impl in impls}
@@ -177,10 +169,7 @@ class Plugins(Mapping[str, Any]):
             self._manager.register(adapter, name=str(id(adapter)))
 
     def __getitem__(self, name: str) -> Any:
-        for listed in self.order:
-            if listed.name == name:
-                return listed.plugin
-        raise KeyError(name)
+        return {listed.name: listed.plugin for listed in self.order}[name]
 
     def __iter__(self) -> Iterator[str]:
         return (listed.name for listed in self.order)
@@ -197,7 +186,7 @@ class Plugins(Mapping[str, Any]):
     def _freeze(self, hook: Hook, split: str) -> Callable[..., Any] | None:
         impls = [impl for impl in self.impls if impl.hook is hook and impl.split in (None, split)]
         if not impls:
-            return None if hook.hot else self._core.get(hook.name, _nothing)
+            return None if hook.hot else self._core.get(hook.name, lambda *values: None)
         if any(impl.wrapper for impl in impls):
             others = [
                 a for a in self._adapters if hook.name in a.impls and a.impls[hook.name].split not in (None, split)
@@ -245,10 +234,6 @@ class Plugins(Mapping[str, Any]):
     def states(self) -> dict[str, Any]:
         """What each plugin wants remembered, under its name."""
         return {name: plugin.state_dict() for name, plugin in self.items() if hasattr(plugin, "state_dict")}
-
-
-def _nothing(*values: Any) -> None:
-    return None
 
 
 def _compiled(hook: Hook, impls: Sequence[Impl]) -> Callable[..., Any]:

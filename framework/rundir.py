@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -33,14 +34,11 @@ def new(recipe: str, base: Path = Path("runs")) -> Path:
     with _said(folder):
         folder.mkdir(parents=True, exist_ok=True)
         taken = [int(path.name) for path in folder.iterdir() if re.fullmatch(r"\d{3,}", path.name)]
-        number = max(taken, default=0)
-        while True:
-            number += 1
-            try:
+        for number in itertools.count(max(taken, default=0) + 1):
+            with contextlib.suppress(FileExistsError):
                 (folder / f"{number:03d}").mkdir()
                 return folder / f"{number:03d}"
-            except FileExistsError:
-                continue
+    raise AssertionError
 
 
 def claim(path: Path) -> Path:
@@ -50,8 +48,6 @@ def claim(path: Path) -> Path:
         RunDirError: it holds a finished run, one with a checkpoint, or something that is no run; or cannot be written
     """
     with _said(path):
-        if path.exists() and not path.is_dir():
-            raise RunDirError(f"{path} is a file; --run-dir names a directory")
         path.mkdir(parents=True, exist_ok=True)
         held = sorted(entry.name for entry in path.iterdir())
         if held and INFO not in held:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -108,7 +107,7 @@ class Trainer:
         started = time.monotonic()
         sizes = data.sizes(batch_size, shuffle, drop_last, train)
         self.epochs, self.accumulate = data.positive("epochs", epochs), data.positive("accumulate", accumulate)
-        self.num_workers = data.workers(num_workers)
+        self.num_workers = data.positive("num_workers", num_workers, least=0)
         failure: BaseException | None = None
         try:
             with self._explained():
@@ -233,12 +232,14 @@ class Trainer:
         """What a Mean calls for a loss that is inf or nan; None where it may pass."""
         if self.on_nonfinite == "continue" or split == "test":
             return None
-        return functools.partial(self._refuse, split, self.step)
+        step = self.step
 
-    def _refuse(self, split: str, step: int, position: int, loss: float) -> None:
-        rates = ", ".join(f"{group['lr']:g}" for group in self.optimizer.param_groups)
-        at = f"step {step + position // self.accumulate} (epoch {self.epoch}, batch {position}"
-        raise NonFiniteError(f"{split}_loss became {loss} at {at}, learning rate {rates}); try a smaller learning rate")
+        def refuse(position: int, loss: float) -> None:
+            rates = ", ".join(f"{group['lr']:g}" for group in self.optimizer.param_groups)
+            at = f"step {step + position // self.accumulate}, epoch {self.epoch}, batch {position}"
+            raise NonFiniteError(f"{split}_loss became {loss} at {at} (learning rate {rates}); try a smaller one")
+
+        return refuse
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -274,14 +275,11 @@ class Trainer:
 
 
 def _check(model: Any, loss: Any, optimizer: Any, on_nonfinite: str) -> None:
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"model must be an nn.Module, got {type(model).__name__}")
-    if not callable(loss):
-        raise UsageError(f"loss must be callable as loss(output, y), got {type(loss).__name__}")
-    if isinstance(loss, type):
-        raise UsageError(f"loss is the class {loss.__name__}; give an instance, {loss.__name__}()")
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise UsageError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    for name, value, kind in (("model", model, nn.Module), ("optimizer", optimizer, torch.optim.Optimizer)):
+        if not isinstance(value, kind):
+            raise UsageError(f"{name} must be a torch {kind.__name__}, got {value!r:.60}")
+    if isinstance(loss, type) or not callable(loss):
+        raise UsageError(f"loss must be callable as loss(output, y), such as nn.MSELoss(); got {loss!r:.60}")
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if not any(id(parameter) in held for parameter in model.parameters()):
         raise UsageError(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from framework import Monitor, Result, Snapshot, Trainer, UsageError, hookimpl
+from framework import CheckpointError, Monitor, Result, Snapshot, Trainer, UsageError, hookimpl
 
 SPACING = 20  # writing takes at most a twentieth of the time of a run
 SHORTEST = 1.0  # seconds between two writes during a fit
@@ -56,7 +56,7 @@ class BestCheckpoint:
         self._row: dict[str, Any] = {}
         self._best: Snapshot | None = None
         self._unwritten = False  # whether the best is not on the disk yet
-        self._last_step = 0  # of the last checkpoint that was written
+        self._last_step: int | None = None  # of the last checkpoint that was written
         self._path: Path | None = None
         self._duration = 0.0
         self._last_write = time.monotonic()
@@ -83,8 +83,8 @@ class BestCheckpoint:
             trainer.model.load_state_dict(self._best.model)
         yield  # whatever other plugins do at the end sees the restored weights
 
-    def on_exception(self, trainer: Trainer) -> None:
-        if self._started and trainer.step:
+    def on_exception(self, trainer: Trainer, exception: BaseException) -> None:
+        if self._started and trainer.step and not isinstance(exception, CheckpointError):
             self._started = False
             self._write(trainer)
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from framework import Result, Trainer, described, hookimpl
+from framework import Result, Trainer, UsageError, described, hookimpl
+
+WIDTH = 12  # letters of a figure: -1.2346e-100, 29661.800781
 
 
 class Console:
@@ -19,15 +21,21 @@ class Console:
 
     Args:
         rows: about so many lines of the table
+
+    Raises:
+        UsageError: rows below 1
     """
 
     def __init__(self, rows: int = 20, name: str = "console") -> None:
+        if rows < 1:
+            raise UsageError(f"rows must be 1 or more, got {rows!r}")
         self.name = name
         self.rows = rows
         self._columns: list[str] = []
         self._pending: Mapping[str, Any] | None = None
 
     def on_fit_start(self, trainer: Trainer) -> None:
+        self._digits = len(str(trainer.epochs - 1))
         self._every = _spacing(trainer.epochs, self.rows)
         self._columns, self._pending, self._started = [], None, time.monotonic()
         for split, loader in trainer.loaders.items():
@@ -42,15 +50,14 @@ class Console:
             self._print_pending()
 
     @hookimpl(wrapper=True)
-    def on_fit_end(self, trainer: Trainer, result: Result) -> Iterator[None]:
+    def on_fit_end(self, result: Result) -> Iterator[None]:
         self._print_pending()
         yield  # what others print at the end, such as the recipe, stands between the table and the result
-        _say(
-            f"stopped   {result.stop_reason or f'after {result.epochs} epochs'} ({result.steps} steps, {result.seconds:.1f} s)"
-        )
+        amount = f"{_plural(result.epochs, 'epoch')}, {_plural(result.steps, 'step')}, {result.seconds:.1f} s"
+        _say(f"stopped   {result.stop_reason}; {amount}" if result.stop_reason else f"stopped   after {amount}")
         if result.history:
             _say(f"result    {_figures(result.history[-1])}")
-        if result.best and result.best["epoch"] != trainer.epoch - 1:
+        if result.best and result.best["epoch"] != result.epochs - 1:
             _say(f"best      {_figures(result.best)} in epoch {result.best['epoch']}")
 
     def on_exception(self) -> None:
@@ -60,26 +67,34 @@ class Console:
         row, self._pending = self._pending, None
         if row is None:
             return
-        names = [name for name in row if name != "step"]
+        names = [name for name in row if name not in ("epoch", "step")]
+        widths = [max(len(name), WIDTH) for name in names]
         if names != self._columns:
             self._columns = names
-            _say("\n" + "  ".join(f"{name:>{_width(name)}}" for name in (*names, "seconds")))
-        cells = [f"{_number(row[name]):>{_width(name)}}" for name in names]
-        _say("  ".join([*cells, f"{time.monotonic() - self._started:>7.1f}"]))
+            _say("")
+            self._line("epoch", names, widths, "seconds")
+        cells = [_number(row[name]) for name in names]
+        self._line(str(row["epoch"]), cells, widths, f"{time.monotonic() - self._started:.1f}")
+
+    def _line(self, epoch: str, cells: list[str], widths: list[int], seconds: str) -> None:
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
+        _say("  ".join([epoch.rjust(max(self._digits, 5)), *padded, seconds.rjust(7)]))
 
 
 def _say(line: str) -> None:
     tqdm.write(line)  # clears a bar that is on the screen, and redraws it below
 
 
-def _width(name: str) -> int:
-    return max(len(name), 5 if name == "epoch" else 10)
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _number(value: Any) -> str:
+    """At most WIDTH letters, as long as a whole number has no more."""
     if isinstance(value, int):
         return str(value)
-    return f"{value:.6f}" if value == 0 or 1e-4 <= abs(value) < 1e6 else f"{value:.4e}"
+    text = f"{value:.6f}"
+    return text if value == 0 or (abs(value) >= 1e-4 and len(text) <= WIDTH) else f"{value:.4e}"
 
 
 def _figures(row: Mapping[str, Any]) -> str:
@@ -104,5 +119,6 @@ def _described(loader: Any) -> str:
     except (TypeError, AttributeError):
         return type(loader).__name__
     if data_set is None:
-        return f"{samples} samples, all in one batch"
-    return f"{samples} samples in {batches} batch{'es' * (batches != 1)} of {getattr(loader, 'batch_size', None)}"
+        return f"{_plural(samples, 'sample')}, all in one batch"
+    size = getattr(loader, "batch_size", None)
+    return f"{_plural(samples, 'sample')} in {batches} batch{'es' * (batches != 1)}{f' of {size}' if size else ''}"

@@ -19,7 +19,7 @@ class EarlyStopping:
         patience: epochs without improvement, 1 or more
         min_delta: by how much a figure must beat the best so far to count
         mode: "min", "max", or "auto" by the name of the figure
-        restore_best: leave the model with the weights of the best epoch, however the fit ends
+        restore_best: leave the model with the weights of the best epoch, also when all epochs have run
 
     Raises:
         UsageError: patience below 1; or the figure will not be there (before the first epoch, with a suggestion)
@@ -29,8 +29,8 @@ class EarlyStopping:
         self, monitor: str | None = None, patience: int = 10, min_delta: float = 0.0, mode: str = "auto",
         restore_best: bool = False, name: str = "early_stopping",
     ) -> None:  # fmt: skip
-        if patience < 1:
-            raise UsageError(f"patience must be 1 or more, got {patience!r}")
+        if not isinstance(patience, int) or patience < 1:
+            raise UsageError(f"patience must be a whole number of epochs from 1 up, got {patience!r}")
         self.name = name
         self.monitor = Monitor(monitor, mode, min_delta)
         self.patience = patience
@@ -47,15 +47,20 @@ class EarlyStopping:
             if self.restore_best:
                 self._weights = copy.deepcopy(trainer.model.state_dict())
         elif monitor.waited >= self.patience:
-            best = "was never a number" if monitor.best is None else f"best {monitor.best:.6g} in epoch {monitor.epoch}"
-            trainer.stop(f"{self.name}: {monitor.name} has not improved for {monitor.waited} epochs ({best})")
+            epochs = f"{monitor.waited} epoch{'s' * (monitor.waited != 1)}"
+            best = "nan in each" if monitor.best is None else f"best {monitor.best:.6g} in epoch {monitor.epoch}"
+            trainer.stop(f"{self.name}: {monitor.name} has not improved for {epochs} ({best})")
 
     def on_fit_end(self, trainer: Trainer) -> None:
         if self._weights is not None:
             trainer.model.load_state_dict(self._weights)
 
+    def on_teardown(self) -> None:
+        self._weights = None
+
     def state_dict(self) -> dict[str, Any]:
-        return self.monitor.state_dict()
+        return {**self.monitor.state_dict(), "weights": self._weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.monitor.load_state_dict(state)
+        self._weights = state["weights"]

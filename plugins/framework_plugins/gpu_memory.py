@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping
-from typing import Any
+from collections.abc import Iterable, Iterator, MutableMapping
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from framework import Trainer, hookimpl
@@ -18,8 +17,9 @@ MIB = 2**20
 class GpuMemory:
     """Memory of the device, in MiB: allocated, reserved and peak for each epoch, and by part at the end.
 
-    Parts are parameters, gradients, optimizer state, and activations (with other temporary tensors: the peak less
-    the rest). On a machine without a GPU it says so in one line, and measures the memory of the process instead.
+    Parts are parameters, buffers, gradients, optimizer state, activations (what a step takes and gives back, other
+    temporary tensors included) and the rest (data on the device, copies that plugins hold). On a machine without a
+    GPU it says so in one line, and measures the memory of the process instead.
 
     Adds `gpu_allocated_mib`, `gpu_reserved_mib` and `gpu_peak_mib`, or `process_mib` on a CPU.
     """
@@ -31,58 +31,63 @@ class GpuMemory:
     def metric_names(self, split: str) -> list[str]:
         if split != "train":
             return []
-        return (
-            ["process_mib"]
-            if self._device.type == "cpu"
-            else [f"gpu_{k}_mib" for k in ("allocated", "reserved", "peak")]
-        )
+        if self._device.type == "cpu":
+            return ["process_mib"]
+        return ["gpu_allocated_mib", "gpu_reserved_mib", "gpu_peak_mib"]
 
     @hookimpl(wrapper=True)
-    def prepare_model(self, trainer: Trainer) -> Any:
+    def prepare_model(self, trainer: Trainer) -> Iterator[None]:
         self._device = trainer.device  # metric_names is asked before on_fit_start
         return (yield)
 
-    def on_fit_start(self, trainer: Trainer) -> None:
-        self._gradients = self._peak = self._start = 0
+    def on_fit_start(self) -> None:
+        self._peak = self._temporary = 0
         if self._device.type == "cpu":
+            self._process = psutil.Process()
             _say("no GPU is used (device cpu); the memory of the process is measured instead")
         else:
-            self._start = _allocated(self._device)
-            _say(f"{trainer.device}: {_mib(self._start)} allocated at the start, {_left(self._device)}")
+            _say(f"{self._device}: {_mib(_allocated(self._device))} allocated at the start, {_left(self._device)}")
 
     def on_epoch_start(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
 
-    def on_gradients(self, trainer: Trainer) -> None:
-        if not self._gradients:  # they are of one size all the time
-            self._gradients = _bytes(p.grad for p in trainer.model.parameters() if p.grad is not None)
-
     @hookimpl(split="train")
     def on_split_end(self, metrics: MutableMapping[str, float]) -> None:
         if self._device.type == "cpu":
-            used = psutil.Process().memory_info().rss
+            used = self._process.memory_info().rss
             self._peak = max(self._peak, used)
             metrics["process_mib"] = used / MIB
             return
-        peak = _peak(self._device)
+        allocated, peak = _allocated(self._device), _peak(self._device)
         self._peak = max(self._peak, peak)
-        metrics["gpu_allocated_mib"] = _allocated(self._device) / MIB
+        self._temporary = max(self._temporary, peak - allocated)
+        metrics["gpu_allocated_mib"] = allocated / MIB
         metrics["gpu_reserved_mib"] = _reserved(self._device) / MIB
         metrics["gpu_peak_mib"] = peak / MIB
 
     def on_fit_end(self, trainer: Trainer) -> None:
-        state = _bytes(t for held in trainer.optimizer.state.values() for t in held.values() if isinstance(t, Tensor))
-        parts = {
-            "parameters": _bytes((*trainer.model.parameters(), *trainer.model.buffers())),
-            "gradients": self._gradients,
-            "optimizer state": state,
-        }
-        if self._device.type != "cpu":
-            parts["activations"] = max(self._peak - sum(parts.values()), 0)
-        shown = ", ".join(f"{name} {_mib(size)}" for name, size in parts.items())
-        left = "" if self._device.type == "cpu" else f"; {_left(self._device)}"
-        _say(f"{shown}; peak {_mib(self._peak)}{left}")
+        parts = _parts(trainer.model, trainer.optimizer)
+        if self._device.type == "cpu":
+            _say(f"{_shown(parts)}; the process at most {_mib(self._peak)}")
+            return
+        rest = _allocated(self._device) - sum(parts.values())
+        parts |= {"activations": self._temporary, "the rest": max(rest, 0)}
+        _say(f"{_shown(parts)}; peak {_mib(self._peak)}, {_left(self._device)}")
+
+
+def _parts(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
+    """Bytes by part. Gradients are there until the next step clears them."""
+    return {
+        "parameters": _bytes(model.parameters()),
+        "buffers": _bytes(model.buffers()),
+        "gradients": _bytes(p.grad for p in model.parameters() if p.grad is not None),
+        "optimizer state": _bytes(t for s in optimizer.state.values() for t in s.values() if isinstance(t, Tensor)),
+    }
+
+
+def _shown(parts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {_mib(size)}" for name, size in parts.items() if size or name != "buffers")
 
 
 def _say(line: str) -> None:

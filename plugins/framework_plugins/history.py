@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,6 +16,9 @@ class History:
 
     A figure that is not finite stands there as NaN or Infinity, as Python's json reads and writes it. Without a run
     directory nothing is written; the rows are in `result.history` all the same.
+
+    Raises:
+        RunDirError: the file cannot be written, such as on a full disk
     """
 
     def __init__(self, name: str = "history") -> None:
@@ -24,28 +28,26 @@ class History:
     def on_fit_start(self, trainer: Trainer) -> None:
         if trainer.run_dir is not None:
             self._path = trainer.run_dir / "metrics.jsonl"
-            try:
+            with _said(self._path):
                 trainer.run_dir.mkdir(parents=True, exist_ok=True)
                 self._file = self._path.open("w", encoding="utf-8", newline="\n")
-            except OSError as error:
-                raise _refused(self._path, error) from error
 
     def on_epoch_end(self, metrics: Mapping[str, Any]) -> None:
         if self._file is not None:
-            try:
+            with _said(self._path):
                 self._file.write(json.dumps(dict(metrics)) + "\n")
                 self._file.flush()
-            except OSError as error:
-                raise _refused(self._path, error) from error
 
     def on_teardown(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            try:
-                file.close()
-            except OSError as error:
-                raise _refused(self._path, error) from error
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # every row was flushed; one that was refused has been told
+                self._file.close()
+            self._file = None
 
 
-def _refused(path: Path, error: OSError) -> RunDirError:
-    return RunDirError(f"cannot write {path}: {error.strerror or error}")
+@contextlib.contextmanager
+def _said(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunDirError(f"cannot write {path}: {error.strerror or error}") from error

@@ -33,12 +33,14 @@ class Progress:
 
     def on_fit_start(self, trainer: Trainer) -> None:
         self._total = _steps(trainer)
-        self._started = time.monotonic()
+        self._started, self._first = time.monotonic(), trainer.step
         terminal = sys.stderr.isatty()
         self._seconds = self.bar_seconds if terminal else self.line_seconds
         self._next = self._started + self._seconds
         if terminal:
-            self._bar = tqdm(total=self._total, unit="step", leave=False, ascii=True, dynamic_ncols=True)
+            self._bar = tqdm(
+                total=self._total, initial=trainer.step, unit="step", leave=False, ascii=True, dynamic_ncols=True
+            )
 
     @hookimpl(split="train")
     def on_batch_end(self, trainer: Trainer, loss: Tensor) -> None:
@@ -63,7 +65,7 @@ class Progress:
             self._bar = None
 
     def _line(self, trainer: Trainer, loss: float, seconds: float) -> str:
-        rate = trainer.step / seconds
+        rate = (trainer.step - self._first) / max(seconds, 1e-9)  # some clocks tick 60 times a second
         of, left = "", ""
         if self._total:
             of = f"/{self._total}"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from framework import Trainer, build, described, layers
+from framework import Trainer, UsageError, build, described, layers
 
 
 class Summary:
@@ -64,7 +63,7 @@ def table(model: nn.Module, shapes: dict[str, str]) -> str:
     for name, layer in layers(model):
         count = sum(parameter.numel() for parameter in layer.parameters(recurse=False))
         rows.append((name or "(the model)", type(layer).__name__, shapes.get(name, "not used"), f"{count:,}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join([*(cell.ljust(width) for cell, width in zip(row[:3], widths, strict=False)), row[3].rjust(widths[3])])
         for row in rows
@@ -73,32 +72,33 @@ def table(model: nn.Module, shapes: dict[str, str]) -> str:
 
 
 def summary(recipe: str) -> None:
-    """The layers of a recipe's model: output shapes, parameters, hidden layers.
+    """The layers of a recipe's model: output shapes for one sample, parameters, hidden layers.
 
     Args:
         recipe: a recipe, built with its defaults
+
+    Raises:
+        UsageError: the recipe trains nothing
     """
     made = build(recipe)
+    if made is None:
+        raise UsageError(f"the recipe {recipe} trains nothing: it has no model")
     for label, one in made.items() if isinstance(made, dict) else [("", made)]:
-        print(f"{label}:\n" if label else "", end="")
-        model = copy.deepcopy(one.model).to("meta").eval()  # shapes only: no draw, no buffer moves
-        watch = _Watch(model)
+        if label:
+            print(f"{label}:")
+        watch = _Watch(one.model)
         try:
             with torch.no_grad():
-                model(_on_meta(next(_first_inputs(one.train))))
+                one.model.eval()(_sample(one.train))  # the model was built for this, and is trained by nobody
         except Exception as error:
             print(f"(the shapes are unknown: {type(error).__name__}: {error})")
         print(table(one.model, watch.close()))
 
 
-def _first_inputs(train: Any) -> Iterator[Any]:
+def _sample(train: Any) -> Any:
     """The x of a batch of one sample."""
-    if isinstance(train, torch.utils.data.DataLoader):
-        train = train.dataset
-    if isinstance(train, torch.utils.data.Dataset):
-        yield torch.utils.data.default_collate([next(iter(train)) if not hasattr(train, "__len__") else train[0]])[0]
-    else:
-        yield _first_row(train[0])
+    loader = DataLoader(train, batch_size=1) if isinstance(train, Dataset) else train
+    return _first_row(next(iter(loader))[0] if isinstance(loader, DataLoader) else train[0])
 
 
 def _first_row(tree: Any) -> Any:
@@ -107,11 +107,3 @@ def _first_row(tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: _first_row(value) for key, value in tree.items()}
     return type(tree)(_first_row(value) for value in tree)
-
-
-def _on_meta(tree: Any) -> Any:
-    if isinstance(tree, Tensor):
-        return tree.to("meta")
-    if isinstance(tree, dict):
-        return {key: _on_meta(value) for key, value in tree.items()}
-    return type(tree)(_on_meta(value) for value in tree)

@@ -13,7 +13,8 @@ import pytest
 def oracle() -> ModuleType:
     """tests/framework/oracle.py: the hand-written loop and the comparison bit by bit."""
     spec = importlib.util.spec_from_file_location("oracle", Path(__file__).with_name("oracle.py"))
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

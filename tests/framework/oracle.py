@@ -6,13 +6,12 @@ The test modules get this file as the fixture `oracle` (tests/framework/conftest
 from __future__ import annotations
 
 import random
-from types import SimpleNamespace
 from typing import Any
 
 import numpy
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset, default_collate
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 
 
 def mlp(inputs: int = 3, outputs: int = 1, seed: int = 0) -> nn.Sequential:
@@ -55,8 +54,11 @@ def by_hand(
 def _loader(data: Any, batch_size: int | None, shuffle: bool, drop_last: bool) -> Any:
     if isinstance(data, DataLoader):
         return data
+    if batch_size is None and isinstance(data, tuple):
+        return [data]
     if batch_size is None:
-        return [tuple(default_collate([data[i] for i in range(len(data))])) if not isinstance(data, tuple) else data]
+        samples = list(data) if isinstance(data, IterableDataset) else [data[index] for index in range(len(data))]
+        return [tuple(default_collate(samples))]
     dataset = TensorDataset(*data) if isinstance(data, tuple) else data
     return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last)
 
@@ -110,11 +112,3 @@ def assert_same(a: Any, b: Any, path: str = "state") -> None:
 def _bits(tensor: Tensor) -> Tensor:
     """The bytes of a tensor: 0.0 and -0.0 differ, equal nans do not."""
     return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
-
-
-def observed(function: Any) -> Any:
-    """`function()`, with what it warned or printed left alone, and its outcome: a value or the error's type."""
-    try:
-        return SimpleNamespace(value=function(), error=None)
-    except Exception as error:
-        return SimpleNamespace(value=None, error=error)

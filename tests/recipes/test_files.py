@@ -1,0 +1,97 @@
+"""What every recipe file keeps to: short, explained, and nothing in it but torch and public names."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import docstring_parser
+import pytest
+
+import framework
+from framework import build
+
+RECIPES = sorted(path for path in Path(__file__).resolve().parents[2].glob("recipes/*.py") if path.stem != "__init__")
+OPTIONS = {"--seed", "--device", "--plugin", "-p"}  # of the command line itself
+
+every_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+
+
+def function_of(path: Path) -> tuple[ast.FunctionDef, str]:
+    """The function recipe() of a file, and its docstring."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "recipe")
+    return function, ast.get_docstring(function, clean=False) or ""
+
+
+def documentation_of(path: Path) -> str:
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+
+
+def test_the_recipes_of_the_labs_are_there() -> None:
+    assert {path.stem for path in RECIPES} >= {
+        "batch_or_minibatch", "custom_dataset", "gradient_descent", "linear_regression", "logistic_regression",
+        "minibatch", "multivariable_regression", "softmax",
+    }  # fmt: skip
+
+
+@every_recipe
+def test_a_recipe_is_short_and_ascii(path: Path) -> None:
+    lines = path.read_text(encoding="ascii").splitlines()
+    assert len(lines) <= 120
+    assert max(map(len, lines)) <= 120
+
+
+@every_recipe
+def test_a_recipe_names_its_lab_and_tells_what_to_expect(path: Path) -> None:
+    documentation = documentation_of(path)
+    assert re.match(r"Lab \d\d(-\d)?: .+\.(\n|$)", documentation)
+    assert "\nExpect: " in documentation
+
+
+@every_recipe
+def test_every_knob_is_typed_and_documented(path: Path) -> None:
+    function, documentation = function_of(path)
+    documented = {param.arg_name: param.description for param in docstring_parser.parse(documentation).params}
+    knobs = [argument.arg for argument in function.args.args + function.args.kwonlyargs]
+    assert list(documented) == knobs
+    assert all(documented.values())
+    assert all(argument.annotation for argument in function.args.args)
+    assert function.returns is not None
+
+
+@every_recipe
+def test_every_suggested_command_has_options_that_exist(path: Path) -> None:
+    function, _ = function_of(path)
+    known = {f"--{argument.arg.replace('_', '-')}" for argument in function.args.args} | OPTIONS
+    suggestions = re.findall(r"^Next: (.+)$", documentation_of(path), flags=re.MULTILINE)
+    assert suggestions
+    for suggestion in suggestions:
+        options = re.findall(r"(?<!\S)-{1,2}[a-z][\w-]*", suggestion)
+        assert options
+        assert set(options) <= known
+
+
+@every_recipe
+def test_a_recipe_imports_torch_and_public_names_only(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            modules = [node.module or ""]
+            if node.module == "framework":
+                assert {alias.name for alias in node.names} <= set(framework.__all__)
+        else:
+            continue
+        allowed = {"torch", "torchvision", "framework_plugins"} | sys.stdlib_module_names
+        for module in modules:
+            assert module == "framework" or module.partition(".")[0] in allowed
+
+
+@every_recipe
+def test_a_recipe_builds_from_its_defaults(path: Path) -> None:
+    made = build(path)
+    variants = made.values() if isinstance(made, dict) else [made]
+    assert all(variant is None or isinstance(variant, framework.Recipe) for variant in variants)
