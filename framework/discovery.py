@@ -7,7 +7,7 @@ import importlib
 import importlib.metadata
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,18 @@ DISTRIBUTION = "framework-trainer"
 
 def available() -> dict[str, importlib.metadata.EntryPoint]:
     """The plugins that installed packages offer, by name. Nothing is imported, nothing becomes active."""
-    found: dict[str, importlib.metadata.EntryPoint] = {}
-    for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: p.name):
-        other = found.get(point.name)
-        if other is not None and other.value != point.value:
-            raise PluginError(f"plugin {point.name!r} is offered twice: by {origin(other)} and by {origin(point)}")
-        found[point.name] = point
-    return found
+    return {point.name: point for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: p.name)}
+
+
+def _point(name: str, own: bool) -> importlib.metadata.EntryPoint:
+    """The entry point of an available plugin; `own`: of our own distribution, whoever else offers the name."""
+    points = {point.value: point for point in importlib.metadata.entry_points(group=GROUP, name=name)}
+    ours = [point for point in points.values() if point.dist and point.dist.name == DISTRIBUTION]
+    found = (ours if own else []) or list(points.values())
+    if len(found) != 1:
+        offers = " and by ".join(sorted(f"{origin(point)} ({point.value})" for point in found))
+        raise PluginError(f"plugin {name!r} is offered twice: by {offers}; name the one you mean as module:Class")
+    return found[0]
 
 
 def origin(point: importlib.metadata.EntryPoint) -> str:
@@ -66,9 +71,12 @@ def find(spec: Any, listed: str = "list") -> list[Listed]:
     if ":" in spec:
         module, _, attribute = spec.partition(":")
         with _blamed_on(spec):
-            found = _instance(getattr(importlib.import_module(module), attribute))
+            holds = vars(importlib.import_module(module))
+            if attribute not in holds:
+                raise PluginError(f"{module} has no {attribute!r}.{did_you_mean(attribute, _classes(holds))}")
+            found = _instance(holds[attribute])
         return [Listed(name_of(found), found, listed, module)]
-    point = available()[spec]
+    point = _point(spec, own=listed == "default")
     _refuse_mixed_versions(point)
     with _blamed_on(spec, origin(point)):
         found = _instance(point.load())
@@ -109,7 +117,7 @@ def _blamed_on(name: str, distribution: str = "") -> Iterator[None]:
         yield
     except FrameworkError as error:
         raise PluginError(f"{what}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(f"{what} cannot be loaded: {type(error).__name__}: {error}") from error
 
 
@@ -118,16 +126,26 @@ def _instance(found: Any) -> Any:
 
 
 def _in_file(path: str) -> list[Any]:
-    """A file's plugins: the module if it defines hooks, and every class in it that does."""
+    """A file's plugins: the module if it defines hooks, and every class in it that does, misspelt ones too."""
     with _blamed_on(path):
         module = load_file(Path(path))
-        classes = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
-        found = [_instance(c) for c in classes if any(name in HOOKS for name in dir(c))]
-        if any(name in HOOKS for name in attributes(module)):
-            found.insert(0, module)
+        here = [c for c in _classes(vars(module)).values() if c.__module__ == module.__name__ and _has_hooks(c)]
+        found = [module] if attributes(module) else []
+        found += [_instance(c) for c in here if not any(c is not other and issubclass(other, c) for other in here)]
     if not found:
         raise PluginError(f"{path} defines no hook and no class with one. python -m framework hooks lists them")
     return found
+
+
+def _classes(names: Mapping[str, Any]) -> dict[str, type]:
+    return {name: c for name, c in names.items() if isinstance(c, type) and not name.startswith("_")}
+
+
+def _has_hooks(found: type) -> bool:
+    """Whether a class of a file is meant as a plugin; a model or a data set of torch is only with an `on_` hook."""
+    of_torch = any(base.__module__.partition(".")[0] == "torch" for base in found.__mro__)
+    names = [name for name in dir(found) if name.startswith("on_") or (name in HOOKS and not of_torch)]
+    return any(callable(getattr(found, name)) for name in names)
 
 
 def _refuse_mixed_versions(point: importlib.metadata.EntryPoint) -> None:

@@ -212,7 +212,7 @@ def attributes(plugin: Any) -> dict[str, Any]:
     return {
         name: getattr(plugin, name)
         for name, static in statics.items()
-        if isinstance(static, kinds) and (not name.startswith("_") or mark_of(static.__func__ if hasattr(static, "__func__") else static))
+        if isinstance(static, kinds) and (not name.startswith("_") or mark_of(getattr(static, "__func__", static)))
     }
 
 

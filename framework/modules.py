@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
 import pkgutil
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 from framework.errors import UsageError
 
@@ -27,6 +28,8 @@ def load_file(path: Path) -> ModuleType:
     """
     path = path.resolve()
     name = path.stem
+    if path.suffix != ".py":
+        raise UsageError(f"{path.name} is not a Python file: its name must end in .py")
     if not name.isidentifier():
         raise UsageError(
             f"{path.name}: the name of the file must be a Python identifier, such as {_identifier(name)}.py"
@@ -36,7 +39,7 @@ def load_file(path: Path) -> ModuleType:
         raise UsageError(f"{path.name} has the name of the module {name!r}; rename it, such as my_{name}.py")
     folder = str(path.parent)
     sys.path[:] = [folder, *(entry for entry in sys.path if entry != folder)]
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=_Source(name, str(path)))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -51,6 +54,14 @@ def load_file(path: Path) -> ModuleType:
         raise
     _loaded[name] = path
     return module
+
+
+class _Source(importlib.machinery.SourceFileLoader):
+    """Compiles what the file says now: a cached .pyc is taken for current by the second and the size alone."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        code: CodeType = self.source_to_code(self.get_data(self.path), self.path)
+        return code
 
 
 def _identifier(name: str) -> str:

@@ -10,7 +10,7 @@ import functools
 import inspect
 import types
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -45,7 +45,9 @@ def examine(listed: Listed) -> tuple[list[Impl], list[str]]:
         return [], [f"{name}: {plugin.__name__} is a class; list an instance, {plugin.__name__}()"]
     impls: list[Impl] = []
     findings: list[str] = []
-    for attribute, function in attributes(plugin).items():
+    found = attributes(plugin)
+    findings += [f"{name}.{odd}" for odd in _no_functions(plugin, found)]
+    for attribute, function in found.items():
         if attribute not in HOOKS:
             findings += _misspelt(name, attribute, function)
             continue
@@ -63,11 +65,24 @@ def examine(listed: Listed) -> tuple[list[Impl], list[str]]:
     return impls, findings
 
 
+def _no_functions(plugin: Any, found: Mapping[str, Any]) -> Iterator[str]:
+    """What stands under a hook's name, would be called if it were a function, and is none."""
+    for name in HOOKS if not isinstance(plugin, types.ModuleType) else [h for h in HOOKS if h.startswith("on_")]:
+        value = inspect.getattr_static(plugin, name, None)
+        if name not in found and (callable(value) or isinstance(value, _DESCRIPTORS)):
+            yield f"{name} is a {type(value).__name__}, not a function: write def {name}(...)"
+
+
+_DESCRIPTORS = property, functools.cached_property, functools.partialmethod
+
+
 def _misspelt(name: str, attribute: str, function: Any) -> Iterator[str]:
-    near = did_you_mean(attribute, HOOKS)
+    near = did_you_mean(attribute.lower(), HOOKS)
     if attribute.startswith("on_") or mark_of(function):
         yield f"{name}.{attribute} is not a hook.{near if 'mean' in near else ' python -m framework hooks lists them.'}"
-    elif difflib.get_close_matches(attribute, HOOKS, cutoff=0.85):
+    elif f"on_{attribute}" in HOOKS or difflib.get_close_matches(
+        attribute.lower(), [hook for hook in HOOKS if abs(len(hook) - len(attribute)) <= 2], cutoff=0.8
+    ):
         yield f"{name}.{attribute} is not a hook.{near} (A leading underscore keeps a method of your own apart.)"
 
 
@@ -81,7 +96,7 @@ def _wrong_with(impl: Impl) -> Iterator[str]:
         elif parameter.default is not parameter.empty:
             yield f"argument {parameter.name!r} has a default, so it would never be passed; leave it out"
     generator = inspect.isgeneratorfunction(impl.function)
-    if inspect.iscoroutinefunction(impl.function):
+    if inspect.iscoroutinefunction(impl.function) or inspect.isasyncgenfunction(impl.function):
         yield "is async; hooks are plain functions"
     if generator and not impl.wrapper:
         yield "has a yield; mark it @hookimpl(wrapper=True)"
@@ -91,13 +106,16 @@ def _wrong_with(impl: Impl) -> Iterator[str]:
         yield "cannot be wrapped: each plugin is called by itself there"
     if hook.kind == "wrap" and not impl.wrapper:
         yield "can only be wrapped: @hookimpl(wrapper=True), and yield the model"
-    if impl.split is not None and impl.split not in SPLITS:
-        yield f"no split {impl.split!r}.{did_you_mean(impl.split, SPLITS)}"
-    if impl.split is not None and "split" not in hook.arguments and hook.name not in _TRAIN_ONLY:
-        yield "is not called for a split, so it cannot be narrowed to one"
+    if impl.split is not None and impl.split not in (splits := _splits(hook)):
+        yield f"is not called for the split {impl.split!r}.{did_you_mean(impl.split, splits)}"
 
 
-_TRAIN_ONLY = {"backward", "on_gradients", "optimizer_step"}
+def _splits(hook: Hook) -> tuple[str, ...]:
+    """The splits for which a hook is called; none for one that knows no split."""
+    if hook.name in ("backward", "on_gradients", "optimizer_step"):
+        return ("train",)
+    known = SPLITS if hook.name == "forward" else SPLITS[:-1]  # predict calls nothing else
+    return known if "split" in hook.arguments else ()
 
 
 def _conflicts(impls: Sequence[Impl]) -> Iterator[str]:
@@ -214,17 +232,14 @@ class Plugins(Mapping[str, Any]):
         """The plugin whose hook `error` came out of, read from the traceback: it costs the loop nothing."""
         owners: dict[types.CodeType, list[Impl]] = {}
         for impl in self.impls:
-            for function in (impl.function, inspect.unwrap(impl.function)):
-                owners.setdefault(getattr(function, "__func__", function).__code__, []).append(impl)
-        blamed = None
-        traceback = error.__traceback__
+            owners.setdefault(inspect.unwrap(impl.function).__code__, []).append(impl)
+        blamed, traceback = None, error.__traceback__
         while traceback is not None:
-            frame = traceback.tb_frame
+            frame, traceback = traceback.tb_frame, traceback.tb_next
             candidates = owners.get(frame.f_code, [])
-            itself = frame.f_locals.get(frame.f_code.co_varnames[0]) if frame.f_code.co_varnames else None
-            same = [impl for impl in candidates if impl.listed.plugin is itself]
-            blamed = next(iter(same or candidates), blamed)
-            traceback = traceback.tb_next
+            thrown_in = traceback is not None and traceback.tb_frame.f_code is _once.__code__
+            if candidates and not thrown_in:  # not a wrap that only passes on what was raised inside it
+                blamed = next((impl for impl in candidates if _is_of(impl.function, frame)), candidates[0])
         return blamed
 
     def metric_names(self, split: str) -> list[str]:
@@ -234,6 +249,15 @@ class Plugins(Mapping[str, Any]):
     def states(self) -> dict[str, Any]:
         """What each plugin wants remembered, under its name."""
         return {name: plugin.state_dict() for name, plugin in self.items() if hasattr(plugin, "state_dict")}
+
+
+def _is_of(function: Any, frame: types.FrameType) -> bool:
+    """Whether this function was called, and not another of the same code: by its self and by what it closes over."""
+    code, values = frame.f_code, frame.f_locals
+    held = [cell.cell_contents for cell in inspect.unwrap(function).__closure__ or ()]
+    owner = getattr(function, "__self__", None)
+    found = [values.get(name) for name in (*code.co_freevars, *code.co_varnames[: owner is not None])]
+    return all(a is b for a, b in zip(found, [*held, owner], strict=False))
 
 
 def _compiled(hook: Hook, impls: Sequence[Impl]) -> Callable[..., Any]:
@@ -269,15 +293,16 @@ def _answered(answer: Any, impl: Impl) -> Any:
 def _for_pluggy(impl: Impl) -> Callable[..., Any]:
     """The function as pluggy shall see it: a make that declines answers None there, one that forgets raises."""
     function = impl.function
-    if not (impl.hook.make or impl.hook.kind == "wrap"):
-        return function
     if impl.wrapper:
 
         @functools.wraps(function)
         def wrap(*values: Any) -> Any:
-            return _answered((yield from function(*values)), impl)
+            answer = yield from _once(function(*values), impl)
+            return answer if impl.hook.kind == "tell" else _answered(answer, impl)
 
         return wrap
+    if not impl.hook.make:
+        return function
 
     @functools.wraps(function)
     def make(*values: Any) -> Any:
@@ -285,3 +310,21 @@ def _for_pluggy(impl: Impl) -> Callable[..., Any]:
         return None if answer is NotImplemented else _answered(answer, impl)
 
     return make
+
+
+def _once(inner: Generator[Any, Any, Any], impl: Impl) -> Generator[Any, Any, Any]:
+    """A wrap held to exactly one yield."""
+    for _ in inner:
+        break
+    else:
+        raise PluginError(f"{impl.place} did not yield; a wrapper yields exactly once")
+    try:
+        try:
+            inside = yield
+        except BaseException as error:
+            inner.throw(error)
+        else:
+            inner.send(inside)
+    except StopIteration as end:
+        return end.value
+    raise PluginError(f"{impl.place} yielded a second time; a wrapper yields exactly once")

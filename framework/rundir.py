@@ -94,7 +94,7 @@ def read_info(path: Path) -> dict[str, Any]:
     """
     try:
         info = json.loads((path / INFO).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise RunDirError(f"{path} is not a run directory: it has no {INFO}") from None
     except (OSError, ValueError) as error:
         raise RunDirError(f"{path / INFO} cannot be read: {error}") from error

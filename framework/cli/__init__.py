@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # no console encoding may end a run
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)  # and a pipe is not to wait for the end
     verbose = bool({"-v", "--verbose"} & set(arguments))
     try:
         return _dispatch(arguments)
@@ -64,21 +64,22 @@ def _dispatch(arguments: list[str]) -> int:
         print(_help(), end="")
         return 0
     first, rest = arguments[0], arguments[1:]
-    if first == "--version":
+    if "--version" in arguments:
         from framework import __version__
 
         print(f"framework {__version__}")
         return 0
+    options = [argument for argument in rest if argument not in ("-v", "--verbose")]  # main has seen it
     if first in VERBS:
         from framework.cli.options import parse
 
         verb = getattr(importlib.import_module(f"framework.cli.{VERBS[first]}"), first)
-        return int(parse(verb, rest, f"python -m framework {first}") or 0)
+        return int(parse(verb, options, f"python -m framework {first}") or 0)
     commands = verbs()
     if first in commands:
         from framework.cli.options import parse
 
-        return int(parse(commands[first].load(), rest, f"python -m framework {first}") or 0)
+        return int(parse(commands[first].load(), options, f"python -m framework {first}") or 0)
     if first.startswith("-"):
         raise UsageError(f"the recipe comes first: python -m framework RECIPE {first} ...")
     if not Path(first).suffix and not Path(first).exists():
@@ -113,7 +114,7 @@ def _first_line(module: str, function: str) -> str:
     try:
         spec = importlib.util.find_spec(module)
         tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8")) if spec and spec.origin else None
-    except (ImportError, OSError, SyntaxError):
+    except Exception:  # of a package that is broken: it may raise anything when its parent is imported
         tree = None
     for node in tree.body if tree else []:
         if isinstance(node, ast.FunctionDef) and node.name == function:

@@ -18,8 +18,8 @@ from framework.recipe import Recipe
 from framework.rundir import sha256
 
 OWNED = (
-    "config", "deterministic", "device", "help", "plugin", "quiet", "recipe", "resume", "run_dir", "seed", "verbose",
-    "version",
+    "config", "deterministic", "device", "help", "plugin", "plugins", "quiet", "recipe", "resume", "run_dir", "seed",
+    "verbose", "version",
 )  # fmt: skip
 
 
@@ -158,7 +158,8 @@ def _blamed_on(name: str, file: str | None) -> Iterator[None]:
     try:
         yield
     except SyntaxError as error:
-        raise RecipeError(f"{name}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}") from error
+        place = name if error.filename in (None, file) else error.filename  # or a file that the recipe imports
+        raise RecipeError(f"{place}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}") from error
     except FrameworkError:
         raise
     except Exception as error:

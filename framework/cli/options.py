@@ -9,15 +9,17 @@ import io
 import json
 import re
 import typing
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import docstring_parser
 import tyro
 
 from framework.cli.lab import Lab
-from framework.errors import UsageError, did_you_mean
+from framework.errors import RecipeError, UsageError, did_you_mean
 
 _Plugins = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
@@ -76,25 +78,62 @@ def of_recipe(lab: Lab, arguments: list[str]) -> tuple[dict[str, Any], Options]:
     """
     prog = f"python -m framework {lab.name}"
     helps = {p.arg_name: p.description for p in docstring_parser.parse(lab.function.__doc__ or "").params}
-    types = typing.get_type_hints(lab.function, include_extras=True)
+    types = _types(lab)
     own = typing.get_type_hints(Options, include_extras=True)
-    config = _config(_value_of("--config", arguments), [*lab.knobs, *own])
+    file = _value_of("--config", arguments)
+    config = _as_arguments(_config(file, [*lab.knobs, *own]), lab.knobs)
     fields: list[Any] = []
     for name, parameter in lab.knobs.items():
         help_text = (helps.get(name) or "").replace("\n", " ")
         kind: Any = types.get(name, type(parameter.default))
-        value = _default(config.get(name, parameter.default))
-        fields.append((name, Annotated[kind, tyro.conf.arg(help=help_text)], value))
+        fields.append((name, Annotated[kind, tyro.conf.arg(help=help_text)], _default(parameter.default, kind)))
     for option in dataclasses.fields(Options):
-        fields.append((option.name, own[option.name], _default(config.get(option.name, option.default))))
+        fields.append((option.name, own[option.name], _default(option.default)))
     target = dataclasses.make_dataclass("Knobs", fields)
-    values = vars(_parsed(target, arguments, prog, lab.documentation))
+    try:  # alone first, so that a wrong value in the file is told as one
+        _parsed(target, config, prog, lab.documentation)
+    except UsageError as error:
+        raise UsageError(f"--config {file}: {error}") from None
+    values = vars(_parsed(target, [*config, *arguments], prog, lab.documentation))
     return {name: values.pop(name) for name in lab.knobs}, Options(**values)
 
 
-def _default(value: Any) -> Any:
-    value = tuple(value) if isinstance(value, list) else value
+def _types(lab: Lab) -> dict[str, Any]:
+    """The types of the knobs that have one written down."""
+    names = {name: parameter.annotation for name, parameter in lab.knobs.items()}
+    written = SimpleNamespace(
+        __annotations__={n: kind for n, kind in names.items() if kind is not inspect.Parameter.empty}
+    )
+    try:
+        return typing.get_type_hints(written, getattr(lab.function, "__globals__", {}), include_extras=True)
+    except (NameError, TypeError, SyntaxError) as error:
+        raise RecipeError(f"{lab.name}: the types of the knobs of recipe() cannot be read: {error}") from error
+
+
+def _default(value: Any, kind: Any = None) -> Any:
+    origin = typing.get_origin(kind) or kind
+    value = origin(value) if origin in (list, tuple) and isinstance(value, (list, tuple)) else value
     return dataclasses.field(default_factory=lambda: value)
+
+
+def _as_arguments(config: Mapping[str, Any], knobs: Container[str]) -> list[str]:
+    """Settings as they would be written on the command line, so that their types are checked as there."""
+    given: list[str] = []
+    for name, value in config.items():
+        option = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            given += [option] if value else [f"--no-{option[2:]}"] if name in knobs else []
+        elif name == "plugin":
+            given += [part for spec in _flat(value) for part in (option, spec)]
+        else:
+            given += [option, *_flat(value)] if isinstance(value, (list, dict)) else [f"{option}={value}"]
+    return given
+
+
+def _flat(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        value = [part for pair in value.items() for part in pair]
+    return [text for part in value for text in _flat(part)] if isinstance(value, list) else [str(value)]
 
 
 def _parsed(target: Any, arguments: list[str], prog: str, description: str | None, *config: Any) -> Any:
@@ -103,7 +142,8 @@ def _parsed(target: Any, arguments: list[str], prog: str, description: str | Non
         return tyro.cli(target, args=["--help"], prog=prog, description=description, config=settings)
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tyro, about defaults of another type than the annotation's
             return tyro.cli(target, args=arguments, prog=prog, description=description, config=settings)
     except SystemExit:
         raise UsageError(_shortened(said.getvalue(), prog)) from None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import tokenize
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -68,13 +70,20 @@ def run(
              "device": str(target), "deterministic": deterministic}  # fmt: skip
     if isinstance(made, Recipe):
         return _run_one(made, lab, about, extra, target, _directory(lab, run_dir), own=run_dir is None)
-    parent, results = _directory(lab, run_dir), {}
+    parent, results, own = _directory(lab, run_dir), {}, run_dir is None
     rundir.write_info(parent, {**about, "variants": list(made), **_environment(), "stop_reason": None})
     for label, variant in made.items():
         print(f"\nvariant   {label}")
         seed_everything(seed)  # every variant starts from the same draws
         one = variant if isinstance(variant, Recipe) else lab.checked(variant())
-        results[label] = _run_one(one, lab, {**about, "label": label}, extra, target, rundir.claim(parent / label))
+        try:
+            results[label] = _run_one(
+                one, lab, {**about, "label": label}, extra, target, rundir.claim(parent / label), own
+            )
+        except UsageError:
+            if own and [entry.name for entry in parent.iterdir()] == [rundir.INFO]:
+                shutil.rmtree(parent, ignore_errors=True)
+            raise
     rundir.write_info(parent, {**rundir.read_info(parent), "stop_reason": "completed"})
     _compare(parent)
     return results
@@ -86,7 +95,7 @@ def _compare(parent: Path) -> None:
     if compare is not None:
         print()
         try:
-            compare.load()(parent)
+            compare.load()((parent,))
         except RunDirError as error:
             print(f"compare   {error}")
 
@@ -124,6 +133,7 @@ def _run_one(
     own: bool = False,
 ) -> Result:  # fmt: skip
     """Train one Recipe in a directory that keeps what it was."""
+    trainer: Trainer | None = None
     result: Result | None = None
     info = {**about, **_environment(), "stop_reason": None}
     try:
@@ -133,7 +143,8 @@ def _run_one(
         ]
         rundir.write_info(path, info)
         if lab.file:
-            rundir.write_text(path / "recipe.py", Path(lab.file).read_text(encoding="utf-8"))
+            with tokenize.open(lab.file) as file:
+                rundir.write_text(path / "recipe.py", file.read())
         result = trainer.fit(
             recipe.train, recipe.val, recipe.epochs, recipe.batch_size, recipe.shuffle, recipe.drop_last,
             accumulate=recipe.accumulate, num_workers=recipe.num_workers,
@@ -142,10 +153,13 @@ def _run_one(
             result.test = trainer.evaluate(recipe.test, recipe.batch_size)
             print("test      " + "  ".join(f"{name} {value:.6g}" for name, value in result.test.items()))
     except BaseException as error:
-        if own and isinstance(error, UsageError) and not (path / rundir.ROWS).exists():
+        mistake = isinstance(error, UsageError) and (trainer is None or trainer.step == 0)
+        if own and mistake:
             shutil.rmtree(path, ignore_errors=True)  # a mistake before the first step leaves nothing behind
-        else:
-            rundir.write_info(path, {**info, "stop_reason": f"{type(error).__name__}: {error}"})
+        else:  # in a directory that was named, --run-dir may name it again after a mistake
+            with contextlib.suppress(RunDirError):
+                reason = None if mistake else f"{type(error).__name__}: {error}".removesuffix(": ")
+                rundir.write_info(path, {**info, "stop_reason": reason})
         raise
     ended = {name: getattr(result, name) for name in ("epochs", "steps", "seconds", "best", "test")}
     rundir.write_info(path, {**info, "stop_reason": result.stop_reason or "completed", **ended})
@@ -205,7 +219,9 @@ def rebuild(run_dir: Path, recipe: str | None = None, label: str = "best") -> tu
     if "variants" in info:
         names = ", ".join(str(run_dir / name) for name in info["variants"])
         raise RunDirError(f"{run_dir} holds several runs; name one of them: {names}")
-    path = checkpoint.find(run_dir, label, "best", "last")
+    path = checkpoint.find(run_dir, label, *(["last"] if label == "best" else []))
+    if path is None and label != "best" and checkpoint.find(run_dir, "best", "last"):
+        raise RunDirError(f"{run_dir} has no checkpoint {label!r}")
     if path is None:
         raise RunDirError(f"{run_dir} has no checkpoint: was the run without a plugin that saves?")
     if recipe is None:
@@ -216,7 +232,9 @@ def rebuild(run_dir: Path, recipe: str | None = None, label: str = "best") -> tu
             raise RunDirError(f"{recipe} has changed since {run_dir} ran; name the one to use with --recipe FILE")
     lab = find_lab(recipe)
     made = build(lab, seed=int(info["seed"]), **info["knobs"])
-    one: Recipe = made[info["label"]] if isinstance(made, dict) else made
+    one: Recipe | None = made.get(info.get("label")) if isinstance(made, dict) else made
+    if one is None:
+        raise RunDirError(f"{recipe} does not build what ran in {run_dir}")
     checkpoint.restore_model(checkpoint.read(path), one.model)
     return one, trainer_of(one, line_up(lab.module, one.plugins, (), defaults=False), "auto", None), path
 

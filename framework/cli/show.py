@@ -106,9 +106,12 @@ def recipes(copy: str = "") -> int:
         taken = [name for name in names if (target / f"{name}.py").exists()]
         if taken:
             raise UsageError(f"{target / taken[0]}.py is there already; nothing was copied")
-        target.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            shutil.copyfile(installed_file(name), target / f"{name}.py")
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            for name in names:
+                shutil.copyfile(installed_file(name), target / f"{name}.py")
+        except OSError as error:
+            raise UsageError(f"cannot copy the recipes into {target}: {error.strerror or error}") from error
         print(f"copied {len(names)} recipes into {target}")
         return 0
     for name in names:

@@ -49,10 +49,10 @@ class Signals:
 
 def train(recipe: str, arguments: list[str]) -> int:
     """Run a recipe; the exit status."""
-    lab = find_lab(recipe)
-    knobs, options = of_recipe(lab, arguments)
     signals = Signals()
-    with _silent() if options.quiet else contextlib.nullcontext():
+    with _silent() if {"-q", "--quiet"} & set(arguments) else contextlib.nullcontext():  # a recipe may print on import
+        lab = find_lab(recipe)
+        knobs, options = of_recipe(lab, arguments)
         made = _run(lab, knobs, options, signals)
         if made is not None:
             _tell_end(made, lab, recipe)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Rows = Sequence[Mapping[str, Any]]
 DECADES = 2  # a panel gets a logarithmic axis where its values span at least so many
 
-MANY = 200  # epochs from which on a curve is drawn with its moving average
+MANY = 200  # epochs from which on a curve is drawn with its moving median
 
 
 class Plot:
@@ -51,13 +51,18 @@ def draw(runs: Mapping[str, Rows], path: Path, best: Mapping[str, Any] | None = 
     """
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     panels = _panels(runs)
     with matplotlib.rc_context({"svg.hashsalt": "framework", "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(8, 0.6 + 2.9 * len(panels)), layout="constrained")
         for axes, (base, names) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
             _panel(axes, base, names, runs, best)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.set_xlabel("epoch")
+        title = "/".join(path.absolute().parts[-3:-1])
+        if title.isascii():  # the fonts of matplotlib have no Hangul
+            figure.suptitle(title, fontsize=10)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, metadata={"Date": None})
@@ -88,6 +93,7 @@ def _panel(axes: Axes, base: str, names: list[str], runs: Mapping[str, Rows], be
                 "color": f"C{number if len(runs) > 1 else names.index(name)}",
                 "linestyle": "--" if len(runs) > 1 and split == "train" and len(names) > 1 else "-",
                 "marker": "." if len(points) <= 30 else "",
+                "linewidth": 1.5 + 2 * max(0, len(runs) - 1 - number),  # a curve below an equal one still shows
             }
             label_ = f"{label} {split}".strip() if len(names) > 1 or not label else label
             _curve(axes, finite, label_, style)
@@ -104,17 +110,16 @@ def _panel(axes: Axes, base: str, names: list[str], runs: Mapping[str, Rows], be
 
 
 def _curve(axes: Axes, points: Sequence[tuple[float, float]], label: str, style: Mapping[str, Any]) -> None:
-    """A line; where there are many points a faint one, with its moving average on top."""
+    """A line; where many points go up and down a faint one, with its moving median on top."""
     x, y = [x for x, _ in points], [y for _, y in points]
-    window = len(points) // 50
-    if window < MANY // 50:
+    turns = sum((b - a) * (c - b) < 0 for a, b, c in zip(y, y[1:], y[2:], strict=False))
+    if len(y) < MANY or turns < len(y) / 10:
         axes.plot(x, y, label=label, **style)
         return
     axes.plot(x, y, **{**style, "linewidth": 0.5, "alpha": 0.4})
-    sums = [0.0, *itertools.accumulate(y)]
-    means = [(sums[i + window] - sums[i]) / window for i in range(len(y) - window + 1)]
-    middles = x[window // 2 : window // 2 + len(means)]
-    axes.plot(middles, means, label=f"{label}, mean of {window} epochs", **style)
+    half = len(y) // 100  # an even window: of a curve that zigzags it takes the middle
+    medians = [statistics.median(y[max(0, at - half) : at + half]) for at in range(len(y))]
+    axes.plot(x, medians, label=f"{label}, median of {2 * half} epochs", **style)
 
 
 def _mark_best(axes: Axes, names: list[str], rows: Rows, best: Mapping[str, Any] | None) -> None:
@@ -134,7 +139,7 @@ def _mark_best(axes: Axes, names: list[str], rows: Rows, best: Mapping[str, Any]
 # ------------------------------------------------------------------------------------------------------ verbs
 
 
-def plot(*runs: Path) -> None:
+def plot(runs: tuple[Path, ...]) -> None:
     """Draw the curves of runs again: curves.svg in each.
 
     Args:
@@ -148,7 +153,7 @@ def plot(*runs: Path) -> None:
             print(f"drawn     {path / 'curves.svg'}")
 
 
-def compare(*runs: Path, output: str = "") -> None:
+def compare(runs: tuple[Path, ...], output: str = "") -> None:
     """Compare runs: a table of the knobs that differ and the last figures, and one picture.
 
     Args:

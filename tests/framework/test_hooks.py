@@ -64,15 +64,16 @@ def test_hookimpl_leaves_the_function_as_it_is() -> None:
     assert on_epoch_end(None, 3) == 3
 
 
-@pytest.mark.parametrize("name", ["tryfirst", "trylast", "hookwrapper"])
+@pytest.mark.parametrize("name", ["tryfirst", "trylast"])
 def test_hookimpl_has_no_second_rule_of_order(name) -> None:
-    with pytest.raises(PluginError, match=f"hookimpl has no {name}.*order in which they are listed"):
+    with pytest.raises(PluginError, match=f"hookimpl has no {name}.*order in which they are listed, the first first"):
         hookimpl(**{name: True})
 
 
-def test_hookimpl_suggests_the_argument_that_was_meant() -> None:
-    with pytest.raises(PluginError, match=r"wraper.*Did you mean 'wrapper'\?"):
-        hookimpl(wraper=True)
+@pytest.mark.parametrize("name", ["wraper", "hookwrapper"])
+def test_hookimpl_suggests_the_argument_that_was_meant(name) -> None:
+    with pytest.raises(PluginError, match=rf"hookimpl has no {name}. Did you mean 'wrapper'\?"):
+        hookimpl(**{name: True})
 
 
 @pytest.mark.parametrize(

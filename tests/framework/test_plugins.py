@@ -57,6 +57,8 @@ def nothing(self):
         ("On_epoch_end", "on_epoch_end"),
         ("no_epoch_end", "on_epoch_end"),
         ("onepoch_end", "on_epoch_end"),
+        ("epoch_end", "on_epoch_end"),
+        ("fit_start", "on_fit_start"),
         ("foward", "forward"),
         ("forwards", "forward"),
         ("Forward", "forward"),
@@ -102,7 +104,7 @@ def test_a_name_like_a_hook_of_nothing_known_says_where_the_hooks_are_listed() -
 @pytest.mark.parametrize(
     "member",
     ["tree", "degree", "reuse", "produce", "update", "reset", "reduce_lr", "step", "model", "load", "summary",
-     "compute", "optimizer", "make", "prepare", "epoch_end", "draw", "for_ward_compatible"],
+     "compute", "optimizer", "make", "prepare", "draw", "for_ward_compatible"],
 )  # fmt: skip
 def test_a_method_of_ones_own_is_left_alone(member) -> None:
     tiny_trainer(plugins=[mine(on_fit_start=nothing, **{member: nothing})])
@@ -186,8 +188,8 @@ async def streams(self):
         ("on_teardown", hookimpl(wrapper=True)(lambda self: (yield)), "cannot be wrapped"),
         ("on_exception", hookimpl(wrapper=True)(lambda self: (yield)), "cannot be wrapped"),
         ("prepare_model", lambda self, model: model, "can only be wrapped: @hookimpl(wrapper=True)"),
-        ("on_epoch_end", hookimpl(split="train")(lambda self: None), "is not called for a split"),
-        ("on_fit_start", hookimpl(split="val")(lambda self: None), "is not called for a split"),
+        ("on_epoch_end", hookimpl(split="train")(lambda self: None), "is not called for the split 'train'"),
+        ("on_fit_start", hookimpl(split="val")(lambda self: None), "is not called for the split 'val'"),
         ("backward", hookimpl(split="val")(lambda self: True), "'val'"),
         ("optimizer_step", hookimpl(split="test")(lambda self: True), "'test'"),
         ("on_batch_end", hookimpl(split="predict")(lambda self: None), "'predict'"),
