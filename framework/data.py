@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, StackDataset, TensorDataset, default_collate
 
-from framework.device import apply, move, named
+from framework.device import apply, describe, leaves, move, named
 from framework.errors import DataError, UsageError
 
 
@@ -49,6 +48,8 @@ def make_loader(
     size = _length(dataset)
     if size == 0:
         raise DataError(f"{split}: the data set is empty")
+    if size is None and not isinstance(dataset, IterableDataset):
+        raise DataError(f"{split}: the Dataset {type(dataset).__name__} has no length; give it a __len__")
     if batch_size is None:
         batch = _whole(data, dataset)
         return Whole(move(batch, device or torch.device("cpu")))
@@ -71,20 +72,25 @@ def _dataset(data: Any, split: str) -> Dataset[Any]:
                 raise DataError(f"{split}: x and y must have the same number of samples; there are: {shown}")
             if all(isinstance(part, Tensor) for part in data):
                 return TensorDataset(*data)
-            return StackDataset(*(_stacked(part) for part in data))
+            return StackDataset(*(_stacked(part, split) for part in data))
+    parts = f" of {', '.join(type(part).__name__ for part in data[:3])}" if isinstance(data, (tuple, list)) else ""
     raise DataError(
-        f"{split} is of type {type(data).__name__}; it must be a Dataset, a pair of tensors (x, y) with the samples "
-        "in dimension 0, or a DataLoader"
+        f"{split} is of type {type(data).__name__}{parts}; it must be a Dataset, a pair of tensors (x, y) with the "
+        "samples in dimension 0, or a DataLoader"
     )
 
 
-def _stacked(tree: Any) -> Any:
+def _stacked(tree: Any, split: str) -> Any:
     """Samples of x and y that are dicts, lists or tuples of tensors, by torch's own data set for that."""
     if isinstance(tree, Tensor):
         return tree
+    if not isinstance(tree, (dict, list, tuple)):
+        raise DataError(f"{split}: x and y are tensors in dicts, lists and tuples; one is a {type(tree).__name__}")
+    parts = tree.values() if isinstance(tree, dict) else tree
+    stacked = StackDataset(*(_stacked(part, split) for part in parts))
     if isinstance(tree, dict):
-        return StackDataset(**{key: _stacked(value) for key, value in tree.items()})
-    return StackDataset(*(_stacked(value) for value in tree))
+        stacked.datasets = dict(zip(tree, stacked.datasets, strict=True))  # its own way takes only names for keys
+    return stacked
 
 
 def _length(data: Any) -> int | None:
@@ -102,11 +108,39 @@ def _whole(data: Any, dataset: Dataset[Any]) -> Any:
     return default_collate([dataset[index] for index in range(_length(dataset) or 0)])
 
 
-def on_device(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
-    """Each batch on the device; a pair becomes the tuple `(x, y)`."""
-    for batch in batches:
+def on_device(loader: Iterable[Any], device: torch.device, pairs: bool = False) -> Iterator[Any]:
+    """Each batch on the device, a list as a tuple: the usual batch is `(x, y)`.
+
+    Raises:
+        DataError: a batch that is no pair, with `pairs`; fewer batches than a DataLoader of torch must give
+    """
+    wanted, came = _batches_in(loader), 0
+    for batch in loader:
+        came += 1
         moved = move(batch, device)
-        yield tuple(moved) if isinstance(moved, list) else moved
+        if isinstance(moved, list):
+            moved = tuple(moved)
+        if pairs and not (isinstance(moved, tuple) and len(moved) == 2):
+            raise DataError(no_pair(batch))
+        yield moved
+    if came < wanted:  # Python takes a StopIteration out of a data set for the end of the loader
+        raise DataError(f"the data gave {came} of {wanted} batches: does the data set raise StopIteration?")
+
+
+def _batches_in(loader: Any) -> int:
+    """How many batches a pass over the loader must give; 0 where only a sampler of the user's own knows."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return 0
+    samplers = loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None)
+    known = {type(sampler).__module__ for sampler in samplers if sampler is not None} == {"torch.utils.data.sampler"}
+    return len(loader) if known else 0
+
+
+def no_pair(batch: Any) -> str:
+    """Why a batch cannot be trained on as it is."""
+    parts = f"{len(batch)} part{'s' * (len(batch) != 1)}" if isinstance(batch, (tuple, list, dict)) else None
+    got = f"{parts or 'a ' + type(batch).__name__}: {describe(batch)}"
+    return f"a batch must be a pair (x, y), this one is {got}; a plugin with forward and compute_loss can take others"
 
 
 def windows(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -166,12 +200,30 @@ def positive(name: str, value: Any, least: int = 1) -> int:
     return value
 
 
+def generators(data: Any) -> list[torch.Generator]:
+    """The generators that a pass over a DataLoader of the user's draws from, beside the global one."""
+    batches = getattr(data, "batch_sampler", None)
+    owners = data, getattr(data, "sampler", None), batches, getattr(batches, "sampler", None)
+    found = (getattr(owner, "generator", None) for owner in owners)
+    return [generator for generator in found if isinstance(generator, torch.Generator)]
+
+
 def in_chunks(inputs: Any, size: int | None) -> Iterator[Any]:
-    """Inputs without targets, `size` samples at a time; all at once for None."""
-    total = count_samples(inputs)
+    """Inputs without targets, `size` samples at a time; all at once for None.
+
+    Raises:
+        DataError: no tensor in them, or not the same number of samples in each
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in leaves(inputs, "inputs")}
+    counts = {shape[0] for shape in shapes.values() if shape}
+    if len(counts) != 1:
+        shown = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or f"a {type(inputs).__name__}"
+        raise DataError(f"inputs must be a tensor, or a nest of them, with the samples in dimension 0; got {shown}")
+    total = max(1, *counts)  # no samples are one chunk too
     step = total if size is None else positive("batch_size", size)
     for start in range(0, total, step):
-        yield apply(itemgetter(slice(start, start + step)), inputs) if step < total else inputs
+        rows = slice(start, start + step)
+        yield apply(lambda tensor: tensor[rows] if tensor.dim() else tensor, inputs) if step < total else inputs  # noqa: B023
 
 
 def joined(outputs: list[Any]) -> Any:
@@ -183,4 +235,7 @@ def joined(outputs: list[Any]) -> Any:
         return torch.cat(outputs)
     if isinstance(first, dict):
         return {key: joined([output[key] for output in outputs]) for key in first}
-    return type(first)(joined(list(parts)) for parts in zip(*outputs, strict=True))
+    if not isinstance(first, (list, tuple)):
+        return first if all(output == first for output in outputs) else outputs
+    parts = [joined(list(part)) for part in zip(*outputs, strict=True)]
+    return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)

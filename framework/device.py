@@ -83,6 +83,15 @@ def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from leaves(value, f"{path}[{index}]")
 
 
+def describe(batch: Any) -> str:
+    """Names, shapes, dtypes and devices of a batch, for a message."""
+    return ", ".join(f"{name} {tuple(t.shape)} {dtype_of(t)} on {t.device}" for name, t in named(batch))
+
+
+def dtype_of(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
 def named(batch: Any) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a batch under the names x and y, where it is such a pair."""
     if isinstance(batch, (list, tuple)) and len(batch) == 2:

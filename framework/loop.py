@@ -62,7 +62,7 @@ def run(trainer: Trainer) -> None:
         if figures is None:  # stopped inside the epoch: it has no row
             return
         if "val" in trainer.loaders:
-            figures = {**figures, **evaluate(trainer, "val", trainer.loaders["val"])}
+            figures = {**figures, **evaluate(trainer, "val", trainer.loaders["val"], taken=figures)}
         trainer.epoch += 1
         row = {"epoch": epoch, "step": trainer.step, **figures}
         trainer.history.append(row)
@@ -76,7 +76,8 @@ def train(trainer: Trainer, loader: Iterable[Any]) -> Mapping[str, float] | None
     model.train()
     hooks.on_split_start(trainer, "train")
     loss_of: Callable[..., Tensor] = functools.partial(checked, trainer.loss)  # the first batch is looked at
-    fetched = windows(on_device(loader, trainer.device), trainer.accumulate)
+    pairs = not (hooks.forward or hooks.compute_loss)
+    fetched = windows(on_device(loader, trainer.device, pairs), trainer.accumulate)
     for window in fetched:
         optimizer.zero_grad()
         counts = [trainer.count(batch) for batch in window]
@@ -108,18 +109,19 @@ def train(trainer: Trainer, loader: Iterable[Any]) -> Mapping[str, float] | None
             loss_of = trainer.loss
         if (trainer.asked or hooks.agree) and trainer._honour() and next(fetched, None) is not None:
             return None
-    return _figures(trainer, "train", mean)
+    return _figures(trainer, "train", loader, mean)
 
 
 @torch.no_grad()
-def evaluate(trainer: Trainer, split: str, loader: Iterable[Any]) -> Mapping[str, float]:
-    """One pass over another split in eval mode and without gradients; its figures."""
+def evaluate(trainer: Trainer, split: str, loader: Iterable[Any], taken: Iterable[str] = ()) -> Mapping[str, float]:
+    """One pass over another split in eval mode and without gradients; its figures, none of a name that is taken."""
     hooks, model = trainer.plugins.frozen(split), trainer.prepared
     mean = Mean(trainer.device, trainer.refusing(split))
     model.eval()
     hooks.on_split_start(trainer, split)
     loss_of: Callable[..., Tensor] = functools.partial(checked, trainer.loss)
-    for batch in on_device(loader, trainer.device):
+    pairs = not (hooks.forward or hooks.compute_loss)
+    for batch in on_device(loader, trainer.device, pairs):
         output = None
         trainer.samples, trainer.weight = trainer.count(batch), 1.0
         if hooks.on_batch_start:
@@ -131,18 +133,20 @@ def evaluate(trainer: Trainer, split: str, loader: Iterable[Any]) -> Mapping[str
         if hooks.on_batch_end:
             hooks.on_batch_end(trainer, split, batch, output, loss, trainer.samples)
         loss_of = trainer.loss
-    return _figures(trainer, split, mean)
+    return _figures(trainer, split, loader, mean, taken)
 
 
-def _figures(trainer: Trainer, split: str, mean: Mean) -> Mapping[str, float]:
+def _figures(
+    trainer: Trainer, split: str, loader: Iterable[Any], mean: Mean, taken: Iterable[str] = ()
+) -> Mapping[str, float]:
     """The mean loss over the samples of all processes, and what the plugins add."""
     mean.flush()
     total, count = mean.total, mean.count
     if any(impl.hook.name == "reduce" for impl in trainer.plugins.impls):
         total, count = trainer.sum(torch.tensor([total, count], dtype=torch.float64)).tolist()
     if not count:
-        raise DataError(f"{split}: not a single batch came from {type(trainer.loaders.get(split)).__name__}")
-    metrics = SplitMetrics(**{f"{split}_loss": total / count})
+        raise DataError(f"{split}: not a single batch came from {type(loader).__name__}")
+    metrics = SplitMetrics(taken, **{f"{split}_loss": total / count})
     trainer.plugins.frozen(split).on_split_end(trainer, split, metrics)
     return metrics
 

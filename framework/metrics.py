@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import UserDict
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -56,16 +56,24 @@ class Mean:
         """Read what is pending: one wait for the device."""
         pending, self._pending = self._pending, []
         if pending:
-            losses = torch.stack([loss for loss, _ in pending]).tolist()
+            losses = torch.stack([loss.reshape(()) for loss, _ in pending]).tolist()
             for loss, (_, samples) in zip(losses, pending, strict=True):
                 self._add(loss, samples)
 
 
 class SplitMetrics(UserDict[str, float]):
-    """The figures of one pass over a split. A figure is written once, as a number; a second write is an error."""
+    """The figures of one pass over a split. A figure is written once, as a number; a second write is an error.
+
+    Args:
+        taken: names that the row has already, from the split before
+    """
+
+    def __init__(self, taken: Iterable[str] = (), **figures: float) -> None:
+        self.taken = {"epoch", "step", *taken}
+        super().__init__(figures)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        if name in self.data or name in ("epoch", "step"):
+        if name in self.data or name in self.taken:
             raise UsageError(f"the metric {name!r} is there already; give yours another name")
         if isinstance(value, Tensor) and value.numel() == 1:
             value = value.item()
@@ -75,6 +83,10 @@ class SplitMetrics(UserDict[str, float]):
 
     def __delitem__(self, name: str) -> None:
         raise UsageError(f"the metric {name!r} cannot be removed: other plugins may have seen it")
+
+    def __ior__(self, figures: Any) -> Self:  # type: ignore[override, misc]
+        self.update(figures)  # UserDict's own would go past __setitem__
+        return self
 
 
 LARGER_IS_BETTER = ("accuracy", "precision", "recall", "f1", "auc", "auroc", "r2", "iou", "dice", "score")

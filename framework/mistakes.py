@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from framework.device import leaves, named
+from framework.data import no_pair
+from framework.device import dtype_of, leaves, named
 from framework.errors import DataError, DeviceError, FrameworkError
 
 # Functions that take (output, target) of one shape; torch only warns, or not even that, when the shapes differ.
@@ -25,7 +26,10 @@ _SAME_SHAPE = {
     "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "gaussian_nll_loss", "poisson_nll_loss", "kl_div",
     "binary_cross_entropy", "binary_cross_entropy_with_logits", "soft_margin_loss",
 }  # fmt: skip
-_ARITHMETIC = {"sub", "rsub", "add", "mul", "div", "pow", "subtract", "__sub__", "__rsub__", "__add__", "__mul__"}
+_ARITHMETIC = {
+    "sub", "rsub", "add", "mul", "div", "pow", "subtract", "multiply", "divide", "true_divide", "maximum", "minimum",
+    "__sub__", "__rsub__", "__add__", "__mul__",
+}  # fmt: skip
 
 
 class _NoBroadcast(TorchFunctionMode):
@@ -37,8 +41,9 @@ class _NoBroadcast(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(function, "__name__", "")
-        if len(args) >= 2 and isinstance(args[0], Tensor) and isinstance(args[1], Tensor):
-            meet = {args[0].shape, args[1].shape} == {self.output, self.target}
+        shapes = [value.shape for value in (*args, *(kwargs or {}).values()) if isinstance(value, Tensor)]
+        if len(shapes) >= 2:
+            meet = set(shapes[:2]) == {self.output, self.target}
             if meet and (name in _SAME_SHAPE or (name in _ARITHMETIC and self._grows())):
                 raise DataError(self._sentence())
         return function(*args, **(kwargs or {}))
@@ -131,15 +136,6 @@ def nonfinite_in(batch: Any) -> str:
     return ""
 
 
-def describe(batch: Any) -> str:
-    """Names, shapes, dtypes and devices of a batch, for a note on an error."""
-    return ", ".join(f"{name} {tuple(t.shape)} {_dtype(t)} on {t.device}" for name, t in named(batch))
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
 def _devices(case: Case) -> str | None:
     where: dict[str, str] = {}
     for kind, tensors in (("parameter", case.model.named_parameters()), ("buffer", case.model.named_buffers())):
@@ -153,12 +149,10 @@ def _devices(case: Case) -> str | None:
 
 
 def _no_pair(case: Case) -> str | None:
-    batch = case.batch
-    if batch is None or case.output is not None or (isinstance(batch, (tuple, list)) and len(batch) == 2):
-        return None
-    got = f"{len(batch)} parts" if isinstance(batch, (tuple, list, dict)) else f"a {type(batch).__name__}"
-    others = "a plugin with forward and compute_loss can take others"
-    return f"a batch must be a pair (x, y), this one is {got}: {describe(batch)}; {others}"
+    """A dict that reached `batch[0]`, with a plugin that takes dicts in one of forward and compute_loss only."""
+    if case.output is None and isinstance(case.batch, dict) and isinstance(case.error, KeyError):
+        return no_pair(case.batch)
+    return None
 
 
 @_rule(r"[Tt]arget.*out of bounds")
@@ -182,14 +176,15 @@ def _labels_of_wrong_kind(case: Case) -> str | None:
     wanted, got = (len(case.output),), tuple(case.y.shape)
     use = "y.long()" if case.y.is_floating_point() or case.y.dtype != torch.int64 else "y"
     use += ".squeeze(1)" if case.y.dim() == 2 else ""
-    return f"this loss needs class numbers (int64, shape {wanted}); the labels y are {_dtype(case.y)} {got}: use {use}"
+    are = f"the labels y are {dtype_of(case.y)} {got}"
+    return f"this loss needs class numbers (int64, shape {wanted}); {are}: use {use}"
 
 
 @_rule(r"Found dtype Long|output type Long")
 def _integer_target(case: Case) -> str | None:
     if case.y is None:
         return None
-    return f"this loss compares numbers; the target y is {_dtype(case.y)}: use y.float()"
+    return f"this loss compares numbers; the target y is {dtype_of(case.y)}: use y.float()"
 
 
 @_rule(r"all elements of (input|target) should be between 0 and 1")
@@ -228,13 +223,13 @@ def _layers_at_work(case: Case) -> Iterator[tuple[str, nn.Module, tuple[int, ...
     return reversed(found)
 
 
-@_rule(r"must have the same dtype|expected scalar type")
+@_rule(r"must have the same dtype|expected scalar type|Input type .* should be the same")
 def _input_dtype(case: Case) -> str | None:
-    dtypes = {_dtype(parameter) for parameter in case.model.parameters()}
+    dtypes = {dtype_of(parameter) for parameter in case.model.parameters()}
     for name, tensor in named(case.batch):
-        if name.startswith("x") and _dtype(tensor) not in dtypes:
+        if name.startswith("x") and dtype_of(tensor) not in dtypes:
             kinds = ", ".join(sorted(dtypes))
-            return f"{name} is {_dtype(tensor)}, the parameters of the model are {kinds}: use x.float()"
+            return f"{name} is {dtype_of(tensor)}, the parameters of the model are {kinds}: use x.float()"
     return None
 
 

@@ -77,7 +77,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all: beside, then renamed."""
     with _said(path.parent):
         beside = path.with_name(f".tmp-{path.name}")
-        beside.write_text(text, encoding="utf-8", newline="\n")
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")  # a path may be no Unicode
         os.replace(beside, path)
 
 

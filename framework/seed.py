@@ -19,8 +19,9 @@ def seed_everything(seed: int) -> None:
 
 
 @contextlib.contextmanager
-def kept_random_states() -> Iterator[None]:
-    """Whatever is drawn inside leaves no trace outside: Python, NumPy, torch, every CUDA device, MPS."""
+def kept_random_states(*generators: torch.Generator) -> Iterator[None]:
+    """Whatever is drawn inside leaves no trace outside: Python, NumPy, torch, every CUDA device, MPS, `generators`."""
+    states = [generator.get_state() for generator in generators]
     numpy = sys.modules.get("numpy")
     python_state, numpy_state = random.getstate(), numpy.random.get_state() if numpy else None
     cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
@@ -29,6 +30,8 @@ def kept_random_states() -> Iterator[None]:
         try:
             yield
         finally:
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
             random.setstate(python_state)
             if numpy:
                 numpy.random.set_state(numpy_state)

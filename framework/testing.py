@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def kind(value: Any) -> str:
         return repr(value)
     if isinstance(value, (tuple, list)):
         return f"({', '.join(kind(part) for part in value)})"
-    return type(value).__name__
+    return "Path" if isinstance(value, Path) else type(value).__name__
 
 
 class Recorder:

@@ -132,7 +132,7 @@ class Trainer:
 
         Random states, modes and counters are left as they were found. Takes what `fit` takes.
         """
-        with self._aside(), self._explained():
+        with self._aside(data_set), self._explained():
             size, _, _ = data.sizes(batch_size, None, None, data_set)
             loader = self.plugins.frozen("test").make_loader(self, data_set, "test", size, False, False)
             return dict(loop.evaluate(self, "test", loader))
@@ -150,7 +150,8 @@ class Trainer:
         with self._aside(), self._explained(), torch.no_grad():
             model.eval()
             for chunk in data.in_chunks(inputs, batch_size):
-                batch = (device.move(chunk, self.device), None)
+                batch: Any = chunk, None
+                batch = device.move(batch, self.device)
                 output = hooks.forward(self, model, "predict", batch) if hooks.forward else model(batch[0])
                 outputs.append(device.move(output, torch.device("cpu")))
         return data.joined(outputs)
@@ -173,8 +174,8 @@ class Trainer:
         labels = [label] if isinstance(label, str) else list(label)
         if self.run_dir is None:
             raise UsageError("there is nowhere to save to: give the Trainer a run_dir")
-        if bad := [name for name in labels if not (name.isidentifier() and name.isascii() and name.islower())]:
-            raise UsageError(f"a label of a checkpoint is a word in small letters, got {bad[0]!r}")
+        if not labels or not all(name.isidentifier() and name.isascii() and name.islower() for name in labels):
+            raise UsageError(f"a label of a checkpoint is a word in small letters, got {label!r}")
         if self._running and snapshot is None:
             self._saves += [name for name in labels if name not in self._saves]
         else:
@@ -236,7 +237,8 @@ class Trainer:
 
         def refuse(position: int, loss: float) -> None:
             rates = ", ".join(f"{group['lr']:g}" for group in self.optimizer.param_groups)
-            at = f"step {step + position // self.accumulate}, epoch {self.epoch}, batch {position}"
+            ahead = position // self.accumulate if split == "train" else 0
+            at = f"step {step + ahead}, epoch {self.epoch}, batch {position}"
             raise NonFiniteError(f"{split}_loss became {loss} at {at} (learning rate {rates}); try a smaller one")
 
         return refuse
@@ -256,16 +258,16 @@ class Trainer:
             elif found := mistakes.explain(error, self.model, self.loss, batch, output):
                 raise found from error
             elif batch is not None and not isinstance(error, UsageError):
-                error.add_note(f"epoch {self.epoch}, step {self.step}, batch: {mistakes.describe(batch)}")
+                error.add_note(f"epoch {self.epoch}, step {self.step}, batch: {device.describe(batch)}")
             raise
 
     @contextlib.contextmanager
-    def _aside(self) -> Iterator[None]:
+    def _aside(self, data_set: Any = None) -> Iterator[None]:
         """Leave modes, counters and random states as they were found."""
         device.place(self.model, self.optimizer, self.device)
         modes = [(module, module.training) for module in self.prepared.modules()]
         counters = self.samples, self.weight, self.boundary, self.stepped
-        with kept_random_states():
+        with kept_random_states(*data.generators(data_set)):
             try:
                 yield
             finally:

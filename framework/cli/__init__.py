@@ -13,7 +13,9 @@ import io
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from framework.errors import FrameworkError, UsageError, did_you_mean
 
@@ -79,7 +81,7 @@ def _dispatch(arguments: list[str]) -> int:
     if first in commands:
         from framework.cli.options import parse
 
-        return int(parse(commands[first].load(), options, f"python -m framework {first}") or 0)
+        return int(parse(_loaded(commands[first]), options, f"python -m framework {first}") or 0)
     if first.startswith("-"):
         raise UsageError(f"the recipe comes first: python -m framework RECIPE {first} ...")
     if not Path(first).suffix and not Path(first).exists():
@@ -97,6 +99,17 @@ def verbs() -> dict[str, importlib.metadata.EntryPoint]:
     """The verbs of the command line that packages bring along: functions of run directories and the like."""
     points = importlib.metadata.entry_points(group=COMMANDS)
     return {point.name: point for point in sorted(points, key=lambda point: point.name)}
+
+
+def _loaded(point: importlib.metadata.EntryPoint) -> Callable[..., Any]:
+    """A verb that a package brings along; a UsageError that names the package if it cannot be imported."""
+    try:
+        verb: Callable[..., Any] = point.load()
+    except (Exception, SystemExit) as error:
+        package = f"{point.dist.name} {point.dist.version}" if point.dist else point.module
+        said = f"{type(error).__name__}: {error}"
+        raise UsageError(f"the verb {point.name!r} of {package} cannot be loaded: {said}") from error
+    return verb
 
 
 def _help() -> str:

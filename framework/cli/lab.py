@@ -133,7 +133,7 @@ def find_lab(recipe: str | Path | Callable[..., Any] | Lab) -> Lab:
     if isinstance(recipe, Lab):
         return recipe
     if callable(recipe):
-        return Lab(getattr(recipe, "__name__", type(recipe).__name__), recipe)
+        return Lab(getattr(recipe, "__name__", type(recipe).__name__).strip("<>"), recipe)  # of <lambda>
     path, name = Path(recipe), str(recipe)
     if path.suffix != ".py" and name in installed():
         with _blamed_on(name, None):

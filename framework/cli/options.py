@@ -13,13 +13,15 @@ import warnings
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import docstring_parser
 import tyro
 
-from framework.cli.lab import Lab
 from framework.errors import RecipeError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from framework.cli.lab import Lab
 
 _Plugins = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
@@ -94,8 +96,18 @@ def of_recipe(lab: Lab, arguments: list[str]) -> tuple[dict[str, Any], Options]:
         _parsed(target, config, prog, lab.documentation)
     except UsageError as error:
         raise UsageError(f"--config {file}: {error}") from None
+    _refuse_values_of_flags(lab, arguments)
     values = vars(_parsed(target, [*config, *arguments], prog, lab.documentation))
     return {name: values.pop(name) for name in lab.knobs}, Options(**values)
+
+
+def _refuse_values_of_flags(lab: Lab, arguments: list[str]) -> None:
+    """--flag=False and --flag False, which are clear enough to be told what to write instead."""
+    for name in [name for name, parameter in lab.knobs.items() if isinstance(parameter.default, bool)]:
+        option = "--" + name.replace("_", "-")
+        for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+            if argument.startswith(f"{option}=") or (argument == option and following.lower() in ("true", "false")):
+                raise UsageError(f"{option} takes no value: write {option} or --no-{option[2:]}")
 
 
 def _types(lab: Lab) -> dict[str, Any]:
@@ -121,18 +133,18 @@ def _as_arguments(config: Mapping[str, Any], knobs: Container[str]) -> list[str]
     given: list[str] = []
     for name, value in config.items():
         option = "--" + name.replace("_", "-")
-        if isinstance(value, bool):
+        if isinstance(value, dict):  # the keys of a dict are options of their own
+            given += _as_arguments(value, value)
+        elif isinstance(value, bool):
             given += [option] if value else [f"--no-{option[2:]}"] if name in knobs else []
         elif name == "plugin":
             given += [part for spec in _flat(value) for part in (option, spec)]
         else:
-            given += [option, *_flat(value)] if isinstance(value, (list, dict)) else [f"{option}={value}"]
+            given += [option, *_flat(value)] if isinstance(value, list) else [f"{option}={value}"]
     return given
 
 
 def _flat(value: Any) -> list[str]:
-    if isinstance(value, dict):
-        value = [part for pair in value.items() for part in pair]
     return [text for part in value for text in _flat(part)] if isinstance(value, list) else [str(value)]
 
 

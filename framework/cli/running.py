@@ -75,8 +75,8 @@ def run(
     for label, variant in made.items():
         print(f"\nvariant   {label}")
         seed_everything(seed)  # every variant starts from the same draws
-        one = variant if isinstance(variant, Recipe) else lab.checked(variant())
         try:
+            one = variant if isinstance(variant, Recipe) else lab.checked(variant())
             results[label] = _run_one(
                 one, lab, {**about, "label": label}, extra, target, rundir.claim(parent / label), own
             )

@@ -57,12 +57,12 @@ class _Watch:
         return self.shapes
 
 
-def table(model: nn.Module, shapes: dict[str, str]) -> str:
-    """The layers of a model as lines of text; `shapes` has an output shape for each name that is known."""
+def table(model: nn.Module, shapes: dict[str, str], others: str = "not used") -> str:
+    """The layers of a model as lines of text; `shapes` has an output shape for each name that was seen."""
     rows = [("layer", "kind", "output", "parameters")]
     for name, layer in layers(model):
         count = sum(parameter.numel() for parameter in layer.parameters(recurse=False))
-        rows.append((name or "(the model)", type(layer).__name__, shapes.get(name, "not used"), f"{count:,}"))
+        rows.append((name or "(the model)", type(layer).__name__, shapes.get(name, others), f"{count:,}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join([*(cell.ljust(width) for cell, width in zip(row[:3], widths, strict=False)), row[3].rjust(widths[3])])
@@ -90,9 +90,10 @@ def summary(recipe: str) -> None:
         try:
             with torch.no_grad():
                 one.model.eval()(_sample(one.train))  # the model was built for this, and is trained by nobody
+            print(table(one.model, watch.close()))
         except Exception as error:
             print(f"(the shapes are unknown: {type(error).__name__}: {error})")
-        print(table(one.model, watch.close()))
+            print(table(one.model, watch.close(), "unknown"))
 
 
 def _sample(train: Any) -> Any:

@@ -91,7 +91,9 @@ def test_what_is_no_plugin_is_found_when_it_is_registered() -> None:
 
 
 def test_a_file_gives_its_classes_with_hooks(file) -> None:
-    path = file("mine.py", "class One:\n    def on_fit_start(self): pass\nclass TwoFold:\n    def forward(self): pass\n")
+    path = file(
+        "mine.py", "class One:\n    def on_fit_start(self): pass\nclass TwoFold:\n    def forward(self): pass\n"
+    )
     assert [(p.name, p.distribution) for p in find(path, "-p")] == [("one", path), ("two_fold", path)]
 
 
@@ -150,7 +152,10 @@ def test_a_file_whose_only_hook_is_misspelt_is_not_passed_over(file, source, exp
         ("def on_fit_start(:\n", "cannot be loaded: SyntaxError"),
         ("raise SystemExit('not here')\n", "cannot be loaded: SystemExit: not here"),
         ("class One:\n    def __init__(self, size): ...\n    def on_fit_end(self): ...\n", "TypeError"),
-        ("from framework import hookimpl\n@hookimpl(tryfirst=True)\ndef on_fit_end(): ...\n", "hookimpl has no tryfirst"),
+        (
+            "from framework import hookimpl\n@hookimpl(tryfirst=True)\ndef on_fit_end(): ...\n",
+            "hookimpl has no tryfirst",
+        ),
         ("from framework import UsageError\nraise UsageError('patience must be 1 or more')\n", "patience must be 1"),
     ],
 )

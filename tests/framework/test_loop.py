@@ -27,7 +27,7 @@ def sgd(model: nn.Module, lr: float = 0.1) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), lr=lr)
 
 
-# ------------------------------------------------------------------------------------------------------ golden trace
+# -------------------------------------------------------------------------------------------------------- golden trace
 
 SETUP = """\
 prepare_model(model: Linear)
@@ -40,11 +40,6 @@ on_checkpoint(path: Path)
 EPOCH = """\
 on_epoch_start(epoch: int)
 on_split_start(split: 'train')
-on_batch_start(split: 'train', batch: (Tensor, Tensor))
-forward(model: Linear, split: 'train', batch: (Tensor, Tensor))
-compute_loss(split: 'train', output: Tensor, batch: (Tensor, Tensor))
-backward(loss: Tensor, output: Tensor, batch: (Tensor, Tensor))
-on_batch_end(split: 'train', batch: (Tensor, Tensor), output: Tensor, loss: Tensor, samples: int)
 on_batch_start(split: 'train', batch: (Tensor, Tensor))
 forward(model: Linear, split: 'train', batch: (Tensor, Tensor))
 compute_loss(split: 'train', output: Tensor, batch: (Tensor, Tensor))
@@ -82,7 +77,7 @@ TRACE = (SETUP + EPOCH + EPOCH + END).splitlines()
 
 @pytest.fixture
 def trace(tmp_path: Path) -> list[Call]:
-    """Every call of a fit of two epochs, each of three batches in windows of two, with validation and one save."""
+    """Every call of a fit of two epochs, each of two steps, with validation and one save."""
     recorder = Recorder(makes=True)
 
     class Prepares:
@@ -95,7 +90,7 @@ def trace(tmp_path: Path) -> list[Call]:
             trainer.save()
 
     trainer = tiny_trainer([recorder, Prepares()], run_dir=tmp_path)
-    trainer.fit(tiny_data(6), tiny_data(2), epochs=2, batch_size=2, accumulate=2)
+    trainer.fit(tiny_data(3), tiny_data(2), epochs=2, batch_size=2)
     return recorder.calls
 
 
@@ -105,6 +100,13 @@ def test_every_hook_of_a_fit_is_called_at_its_place(trace: list[Call]) -> None:
 
 def test_the_trace_holds_every_hook_but_the_one_of_failures(trace: list[Call]) -> None:
     assert {call.hook for call in trace} == set(HOOKS) - {"on_exception"}
+
+
+def test_within_a_window_only_the_last_batch_is_stepped_on() -> None:
+    recorder = Recorder(["backward", "on_gradients", "optimizer_step", "on_batch_end", "agree"])
+    tiny_trainer([recorder]).fit(tiny_data(3), batch_size=1, accumulate=2)
+    last = ["backward", "on_gradients", "optimizer_step", "on_batch_end", "agree"]
+    assert recorder.names == ["agree", "backward", "on_batch_end", *last, *last, "agree"]
 
 
 def hooks_in(text: str) -> list[str]:
@@ -429,7 +431,7 @@ def test_rows_beyond_trainer_samples_are_padding_and_do_not_count() -> None:
     assert torch.equal(trainer.model.weight, plain.model.weight)
 
 
-# ----------------------------------------------------------------------------------------------------- inf and nan
+# --------------------------------------------------------------------------------------------------------- inf and nan
 
 
 class Snapshots:
@@ -546,7 +548,7 @@ def test_a_made_loss_that_is_nan_stops_too() -> None:
     assert torch.equal(trainer.model.weight, torch.zeros(1, 3))
 
 
-# ------------------------------------------------------------------------------------------------------ make and wrap
+# ------------------------------------------------------------------------------------------------------- make and wrap
 
 
 def test_forward_replaces_the_call_of_the_model() -> None:
@@ -808,7 +810,7 @@ def test_two_makes_of_one_hook_for_one_split_are_an_error_before_anything_runs()
         tiny_trainer([One(), Two()])
 
 
-# ------------------------------------------------------------------------------------------- prepare_model, make_loader
+# ------------------------------------------------------------------------------------------ prepare_model, make_loader
 
 
 def test_prepare_model_changes_the_model_before_it_is_placed_and_wraps_what_forward_gets() -> None:
@@ -869,13 +871,13 @@ def test_prepare_model_that_rebinds_the_optimizer_trains_the_new_parameters() ->
     class Replaces:
         @hookimpl(wrapper=True)
         def prepare_model(self, trainer: Trainer, model: nn.Module) -> Any:
-            model.weight = nn.Parameter(torch.ones(1, 3))
+            model.weight = nn.Parameter(torch.full((1, 3), 2.0))
             trainer.optimizer.param_groups[0]["params"] = list(model.parameters())
             return (yield)
 
     trainer = tiny_trainer([Replaces()])
     trainer.fit(tiny_data(), epochs=2)
-    assert not torch.equal(trainer.model.weight, torch.ones(1, 3))
+    assert not torch.equal(trainer.model.weight, torch.full((1, 3), 2.0))
 
 
 def test_make_loader_may_give_any_iterable_of_batches_for_any_data() -> None:
@@ -922,7 +924,7 @@ def test_a_loader_that_is_used_up_after_one_epoch_is_an_error() -> None:
         tiny_trainer([Once()]).fit(tiny_data(), epochs=2)
 
 
-# --------------------------------------------------------------------------------------------------- reduce and agree
+# ---------------------------------------------------------------------------------------------------- reduce and agree
 
 
 def test_reduce_is_the_sum_over_processes_for_losses_and_plugins() -> None:
@@ -1113,7 +1115,7 @@ def test_stop_iteration_in_the_user_s_code_does_not_end_the_epoch_silently(where
     assert trainer.history == []
 
 
-# ------------------------------------------------------------------------------------------------------------ figures
+# ------------------------------------------------------------------------------------------------------------- figures
 
 
 def test_means_are_weighted_by_samples_so_that_a_short_last_batch_counts_what_it_holds() -> None:

@@ -222,9 +222,11 @@ def test_a_hook_is_switched_off_with_none_and_data_may_have_any_name() -> None:
 def test_a_plugin_without_any_hook_is_found() -> None:
     (line,) = findings(mine(forwarded=3))
     assert line == "mine: Mine implements no hook. python -m framework hooks lists them"
+    (line,) = findings(module("def forward(x): return x"))
+    assert line == "lab: module implements no hook. python -m framework hooks lists them"
 
 
-@pytest.mark.parametrize("thing", [None, 3, object(), ["accuracy"]], ids=repr)
+@pytest.mark.parametrize("thing", [None, 3, object(), ["accuracy"]], ids=["None", "3", "object", "list"])
 def test_what_is_no_plugin_at_all_is_found(thing) -> None:
     (line,) = findings(thing)
     assert type(thing).__name__ in line

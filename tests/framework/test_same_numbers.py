@@ -40,7 +40,7 @@ from framework.testing import Recorder
 # Adagrad on sparse gradients makes torch say this.
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 
-EXAMPLES = int(os.environ.get("FRAMEWORK_EXAMPLES", "0"))
+EXAMPLES = int(os.environ.get("FRAMEWORK_EXAMPLES") or 0)
 
 
 def examples(default: int) -> Any:
@@ -50,7 +50,7 @@ def examples(default: int) -> Any:
     )  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------------- what is run
+# --------------------------------------------------------------------------------------------------------- what is run
 
 
 class Tied(nn.Module):
@@ -283,7 +283,7 @@ def cases(draw: st.DrawFn, **fixed: Any) -> Case:
     return case
 
 
-# ------------------------------------------------------------------------------------------------------ how it is run
+# ------------------------------------------------------------------------------------------------------- how it is run
 
 
 def outcome(oracle: Any, case: Case, plugins: Any = None, **options: Any) -> dict[str, Any]:
@@ -333,11 +333,12 @@ class Looks:
     def _look(self, trainer: Any, split: str = "train") -> None:
         if split in ("train", "val"):
             trainer.evaluate((self._x, self._y), batch_size=1)
+            trainer.evaluate(trainer.loaders["train"])
             trainer.predict(self._x, batch_size=1)
             trainer.snapshot()
 
 
-# --------------------------------------------------------------------------------------------------------- properties
+# ---------------------------------------------------------------------------------------------------------- properties
 
 
 @given(case=cases())
@@ -388,7 +389,7 @@ def test_all_built_in_observers_together_change_no_bit(oracle: Any, case: Case, 
     oracle.assert_same(expected, got)
 
 
-# ------------------------------------------------------------------------------------------------------ certain cases
+# ------------------------------------------------------------------------------------------------------- certain cases
 
 
 def test_every_optimizer_of_torch_is_tried_but_the_one_that_needs_a_closure() -> None:

@@ -27,7 +27,7 @@ from framework.cli import main
         (["--epochs", "1e3"], ["--epochs", "'1e3'", "int"]),
         (["--seed", "x"], ["--seed", "'x'", "int"]),
         (["--devise", "cpu"], ["--devise", "Did you mean --device?"]),
-        (["--run_dirr", "x"], ["--run-dirr", "Did you mean --run-dir?"]),
+        (["--run_dirr", "x"], ["--run_dirr", "Did you mean --run-dir?"]),
         (["extra"], ["extra"]),
         (["--config", "nosuch.json"], ["--config nosuch.json: No such file"]),
         (["--device", "cdua"], ["'cdua' is not a device. Did you mean 'cuda'?", "This machine has:"]),
@@ -103,10 +103,10 @@ def test_a_mistaken_verb_recipe_or_run_is_named(lab, refused, tmp_path, argument
 @pytest.mark.parametrize(
     ("source", "parts"),
     [
-        ("def recipe(:\n    pass\n", ["lab.py, line 18: invalid syntax: def recipe(:"]),
+        ("def recipe(:\n    pass\n", ["lab.py, line 15: invalid syntax: def recipe(:"]),
         ("x = 1\n", ["lab.py has no function recipe(); it must define one that returns a Recipe"]),
         ("recipe = 3\n", ["lab.py has no function recipe()"]),
-        ("import nosuchmodule\n", ["lab.py, line 18 (import nosuchmodule)", "No module named 'nosuchmodule'"]),
+        ("import nosuchmodule\n", ["lab.py, line 15 (import nosuchmodule)", "No module named 'nosuchmodule'"]),
         ("def recipe(): return 3\n", ["must return a Recipe, a dict of them, or None; it returned int 3"]),
         ("def recipe(): return list(range(99))\n", ["it returned a list"]),
         ("def recipe(): return {}\n", ["recipe() returned an empty dict"]),
@@ -115,14 +115,14 @@ def test_a_mistaken_verb_recipe_or_run_is_named(lab, refused, tmp_path, argument
         ("def recipe(): return {'a/b': made()}\n", ["the label 'a/b' must be a text that can name a directory"]),
         ("def recipe(): return {3: made()}\n", ["the label 3 must be a text that can name a directory"]),
         ("def recipe(): return {'..': made()}\n", ["the label '..' must be a text that can name a directory"]),
-        ("def recipe(): return {}['lr']\n", ["lab, line 18 (def recipe(): return {}['lr'])", "KeyError: 'lr'"]),
+        ("def recipe(): return {}['lr']\n", ["lab, line 15 (def recipe(): return {}['lr'])", "KeyError: 'lr'"]),
         ("def recipe(lr): return made()\n", ["the knob 'lr' of recipe() needs a default"]),
         ("def recipe(**knobs): return made()\n", ["recipe() takes **knobs; knobs are named arguments"]),
         ("def recipe(*knobs): return made()\n", ["recipe() takes *knobs"]),
         ("def recipe(lr=0.1, /): return made()\n", ["recipe() takes lr=0.1"]),
         ("def recipe(lr: 'flaot' = 0.1): return made()\n", ["types of the knobs", "'flaot' is not defined"]),
-        ("def recipe(): return Recipe(model=3)\n", ["line 18", "TypeError", "missing 3 required"]),
-        ("def recipe(): return made(batchsize=3)\n", ["line 18", "batchsize"]),
+        ("def recipe(): return Recipe(model=3)\n", ["line 15", "TypeError", "missing 3 required"]),
+        ("def recipe(): return made(batchsize=3)\n", ["line 14", "batchsize"]),
         ("def recipe(): return made(epochs=1.5)\n", ["epochs must be a whole number from 1 up, got 1.5"]),
         ("def recipe(): return made(batch_size=0)\n", ["batch_size must be a whole number from 1 up, got 0"]),
         ("def recipe(): return made(plugins=['acuracy'])\n", ["Did you mean 'accuracy'?"]),
@@ -212,7 +212,9 @@ def test_a_validation_set_with_a_mistake_is_told_as_such(lab, refused) -> None:
 
 
 def test_nan_in_the_data_is_a_failed_training_that_names_the_row(lab, refused, info) -> None:
-    source = "def recipe():\n    x = torch.randn(6, 3)\n    x[4, 1] = float('nan')\n    return made(x, torch.zeros(6, 1))\n"
+    source = (
+        "def recipe():\n    x = torch.randn(6, 3)\n    x[4, 1] = float('nan')\n    return made(x, torch.zeros(6, 1))\n"
+    )
     said = refused(lab(source), code=1)
     for part in ("train_loss became nan at step 0", "learning rate 0.1", "x holds nan in row 4 of this batch"):
         assert part in said
@@ -221,7 +223,8 @@ def test_nan_in_the_data_is_a_failed_training_that_names_the_row(lab, refused, i
 
 def test_a_loss_that_grows_beyond_all_numbers_stops_the_run_and_keeps_it(lab, refused, info, rows) -> None:
     said = refused(lab(), "--lr", "1e38", code=1)
-    assert "train_loss became inf at step 1 (epoch 0, batch 1, learning rate 1e+38); try a smaller" in said
+    for part in ("train_loss became inf at step 1", "epoch 0, batch 1", "learning rate 1e+38", "try a smaller"):
+        assert part in said
     assert info()["stop_reason"].startswith("NonFiniteError: train_loss became inf")
     assert info()["knobs"] == {"lr": 1e38, "epochs": 3}
     assert rows() == []
@@ -229,13 +232,14 @@ def test_a_loss_that_grows_beyond_all_numbers_stops_the_run_and_keeps_it(lab, re
 
 def test_the_softmax_lab_with_a_huge_learning_rate_names_step_and_rate(refused, tmp_path) -> None:
     said = refused("softmax", "--lr", "1e38", code=1)
-    assert "train_loss became" in said
-    assert "at step 1 (epoch 1, batch 0, learning rate 1e+38)" in said
+    for part in ("train_loss became ", "at step 1", "epoch 1, batch 0", "learning rate 1e+38"):
+        assert part in said
 
 
 def test_an_error_in_the_users_own_model_shows_where_it_is(lab, go, info) -> None:
     """The traceback is the message here, and what was at work is below it."""
-    source = "class M(nn.Linear):\n    def forward(self, x): raise KeyError('boom')\ndef recipe(): return made(model=M(3, 1))\n"
+    source = "class M(nn.Linear):\n    def forward(self, x): raise KeyError('boom')\n"
+    source += "def recipe(): return made(model=M(3, 1))\n"
     outcome = go(lab(source))
     assert outcome.code == 1
     assert "KeyError: 'boom'" in outcome.err
@@ -320,7 +324,7 @@ def test_a_recipe_tells_its_knobs_with_their_help_and_defaults(go, lab) -> None:
     outcome = go(lab(), "--help")
     assert outcome.code == 0
     for part in ("A small lab.", "--lr", "learning rate", "0.1", "--epochs", "passes over the data", "--seed",
-                 "--device", "--plugin", "-p", "--run-dir", "--config", "--deterministic", "--quiet", "--verbose"):  # fmt: skip
+                 "--device", "--plugin", "-p", "--run-dir", "--config", "--deterministic", "--quiet"):  # fmt: skip
         assert part in outcome.out
 
 

@@ -1,0 +1,186 @@
+"""The run directory by itself: numbering, claiming, writing whole or not at all, reading what a crash left."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from framework import RunDirError, read_runs, rundir
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def made(path: str, rows: list[dict[str, Any]] | str | None = None, **info: Any) -> Path:
+    """A run directory with these rows and this run.json."""
+    run = Path(path)
+    run.mkdir(parents=True)
+    (run / "run.json").write_text(json.dumps(info), encoding="utf-8")
+    if rows is not None:
+        text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
+        (run / "metrics.jsonl").write_text(text, encoding="utf-8")
+    return run
+
+
+def test_runs_started_together_get_a_directory_each() -> None:
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(lambda _: rundir.new("lab"), range(40)))
+    assert sorted(paths) == [Path("runs/lab") / f"{number:03d}" for number in range(1, 41)]
+
+
+def test_the_number_follows_the_highest_and_grows_beyond_three_digits() -> None:
+    for name in ("001", "007", "9", "0x1", "old", "000000"):
+        Path("runs/lab", name).mkdir(parents=True)
+    assert rundir.new("lab").name == "008"
+    Path("runs/lab/999").mkdir()
+    assert [rundir.new("lab").name for _ in range(2)] == ["1000", "1001"]
+
+
+def test_a_file_in_the_way_of_a_number_is_stepped_over() -> None:
+    Path("runs/lab").mkdir(parents=True)
+    Path("runs/lab/001").write_text("a file")
+    assert rundir.new("lab").name == "002"
+
+
+def test_claiming_leaves_no_trace_of_the_trial_write() -> None:
+    assert rundir.claim(Path("a/b")) == Path("a/b")
+    assert list(Path("a/b").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("stop_reason", "word"), [("completed", "finished"), ("Ctrl-C", "finished"), ("KeyError", "finished")]
+)
+def test_a_run_that_ended_is_not_claimed(stop_reason, word) -> None:
+    run = made("here", [{"epoch": 0}], stop_reason=stop_reason)
+    with pytest.raises(RunDirError, match=f"here holds a {word} run"):
+        rundir.claim(run)
+    assert rundir.read_rows(run) == [{"epoch": 0}]
+
+
+def test_an_unfinished_run_without_a_checkpoint_is_claimed_and_its_rows_go() -> None:
+    run = made("here", [{"epoch": 0}], stop_reason=None)
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints/LAST").write_text('{"name": "step-000000000001"}')  # points at nothing
+    assert rundir.claim(run) == run
+    assert not (run / "metrics.jsonl").exists()
+
+
+def test_an_unfinished_run_with_a_checkpoint_is_not_claimed() -> None:
+    run = made("here", [{"epoch": 0}], stop_reason=None)
+    (run / "checkpoints/step-000000000001").mkdir(parents=True)
+    (run / "checkpoints/LAST").write_text('{"name": "step-000000000001"}')
+    with pytest.raises(RunDirError, match=r"unfinished run with a checkpoint.*resume"):
+        rundir.claim(run)
+    assert rundir.read_rows(run) == [{"epoch": 0}]
+
+
+@pytest.mark.parametrize("name", ["../../etc", "step-1", "step-000000000001/../..", 3, None, ["x"]])
+def test_a_label_points_only_at_a_checkpoint_beside_it(name) -> None:
+    run = made("here", stop_reason=None)
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints/LAST").write_text(json.dumps({"name": name}))
+    assert rundir.claim(run) == run
+
+
+def test_text_is_written_as_utf8_with_line_feeds_and_replaces_what_was_there() -> None:
+    Path("here").mkdir()
+    for text in ("첫째\nzwei\n", "anders"):
+        rundir.write_text(Path("here/note.txt"), text)
+        assert Path("here/note.txt").read_bytes() == text.encode("utf-8")
+    assert [entry.name for entry in Path("here").iterdir()] == ["note.txt"]
+
+
+def test_a_write_that_fails_leaves_what_was_there() -> None:
+    run = made("here", stop_reason="completed")
+    (run / ".tmp-run.json").mkdir()  # the place beside is taken, so the write fails
+    with pytest.raises(RunDirError, match="cannot write into the run directory here: "):
+        rundir.write_info(run, {"stop_reason": "other"})
+    assert rundir.read_info(run) == {"stop_reason": "completed"}
+
+
+def test_info_of_any_value_is_written() -> None:
+    Path("here").mkdir()
+    rundir.write_info(
+        Path("here"), {"path": Path("a"), "text": "한글", "set": {1}, "nan": float("inf"), "odd": "\udcec"}
+    )
+    found = rundir.read_info(Path("here"))
+    assert (found["path"], found["text"], found["set"], found["nan"]) == ("a", "한글", "{1}", float("inf"))
+    assert found["odd"] == "\udcec"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "3", "null", "\x00"])
+def test_a_damaged_run_json_is_an_error_that_names_it(text) -> None:
+    Path("here").mkdir()
+    Path("here/run.json").write_text(text)
+    with pytest.raises(RunDirError, match=r"here.run\.json"):
+        rundir.read_info(Path("here"))
+
+
+def test_a_run_json_that_is_no_utf8_is_an_error_that_names_it() -> None:
+    Path("here").mkdir()
+    Path("here/run.json").write_bytes("{'한글'}".encode("cp949"))
+    with pytest.raises(RunDirError, match=r"here.run\.json cannot be read"):
+        rundir.read_info(Path("here"))
+
+
+ROW = '{"epoch": 0, "train_loss": 1.5}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [(ROW, 1), (ROW * 3, 3), (ROW + '{"epo', 1), (ROW + '{"epo\n', 1), (ROW.strip(), 1)]
+)
+def test_rows_are_read_and_one_cut_off_by_a_crash_is_left_out(text, count) -> None:
+    assert len(rundir.read_rows(made("here", text))) == count
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, "has no metrics.jsonl"),
+        ("", "is empty"),
+        ('{"epo', "is empty"),
+        ("{broken\n" + ROW, "line 1 is damaged"),
+        (ROW + "\x00\x00\n" + ROW, "line 2 is damaged"),
+    ],
+)
+def test_rows_that_cannot_be_read_are_an_error_that_names_the_line(text, expected) -> None:
+    with pytest.raises(RunDirError, match=expected):
+        rundir.read_rows(made("here", text))
+
+
+def test_figures_that_are_not_finite_are_read_back() -> None:
+    (row,) = rundir.read_rows(made("here", '{"train_loss": NaN, "val_loss": Infinity}\n'))
+    assert row["train_loss"] != row["train_loss"]
+    assert row["val_loss"] == float("inf")
+
+
+def test_a_run_is_read_under_its_path_and_variants_under_their_labels() -> None:
+    made("one", [{"epoch": 0}], knobs={})
+    assert list(read_runs(Path("one"))) == ["one"]
+    made("two", variants=["a", "b"])
+    made("two/a", [{"epoch": 1}], label="a")
+    made("two/b", [{"epoch": 2}], label="b")
+    found = read_runs(Path("two"))
+    assert {label: (path, rows) for label, (path, _, rows) in found.items()} == {
+        "a": (Path("two/a"), [{"epoch": 1}]),
+        "b": (Path("two/b"), [{"epoch": 2}]),
+    }
+
+
+def test_variants_that_never_ran_are_named() -> None:
+    made("two", variants=["a", "b"])
+    made("two/a", [{"epoch": 1}], label="a")
+    with pytest.raises(RunDirError, match=r"two.b is not a run directory"):
+        read_runs(Path("two"))
+
+
+def test_the_digest_is_that_of_the_bytes() -> None:
+    Path("x").write_bytes(b"\r\n\x00")
+    assert rundir.sha256(Path("x")) == hashlib.sha256(b"\r\n\x00").hexdigest()

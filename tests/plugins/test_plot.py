@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from framework_plugins.best_checkpoint import BestCheckpoint
+from framework_plugins.plot import Plot, compare, draw, plot
+
+from framework import RunDirError, UsageError
+from framework.testing import tiny_data, tiny_trainer
+
+
+def rows(**figures: list[float]) -> list[dict[str, Any]]:
+    count = len(next(iter(figures.values())))
+    return [{"epoch": e, "step": e + 1, **{name: values[e] for name, values in figures.items()}} for e in range(count)]
+
+
+def texts(path: Path) -> list[str]:
+    """What is written in a picture; matplotlib draws its letters, and notes each text in a comment."""
+    svg = path.read_text("utf-8")
+    ElementTree.fromstring(svg)  # well-formed
+    return re.findall(r"<!-- (.*?) -->", svg)
+
+
+def panels(path: Path) -> int:
+    return len(re.findall(r'<g id="axes_\d+">', path.read_text("utf-8")))
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Any:
+    def drawn(figures: list[dict[str, Any]], best: Any = None) -> Path:
+        draw({"": figures}, tmp_path / "curves.svg", best)
+        return tmp_path / "curves.svg"
+
+    return drawn
+
+
+def test_a_fit_leaves_a_picture_with_a_panel_a_figure_and_both_splits_in_it(tmp_path: Path, scripted: Any) -> None:
+    trainer = tiny_trainer([scripted([1, 2, 3], "lr"), Plot()], run_dir=tmp_path)
+    trainer.fit(tiny_data(), tiny_data(seed=1), epochs=3)
+    path = tmp_path / "curves.svg"
+    assert panels(path) == 2
+    said = texts(path)
+    assert [text for text in said if text in ("loss", "lr", "train", "val", "epoch")] == [
+        "loss", "train", "val", "epoch", "lr",
+    ]  # fmt: skip
+
+
+def test_the_same_run_gives_the_same_picture(picture: Any) -> None:
+    figures = rows(train_loss=[3.0, 2.0, 1.0])
+    assert picture(figures).read_bytes() == picture(figures).read_bytes()
+
+
+def test_the_axis_is_logarithmic_where_values_span_decades(picture: Any) -> None:
+    assert any("10^{-2}" in text for text in texts(picture(rows(train_loss=[10.0, 1.0, 0.1, 0.01]))))
+    assert not any("10^" in text for text in texts(picture(rows(train_loss=[1.0, 0.5, 0.1]))))
+    assert not any("10^" in text for text in texts(picture(rows(x=[1000.0, 1.0, -1.0]))))
+
+
+def test_the_best_epoch_is_marked_in_the_panel_of_its_figure(picture: Any) -> None:
+    figures = rows(train_loss=[3.0, 2.0, 1.0], val_loss=[3.0, 1.5, 2.0], val_accuracy=[0.1, 0.9, 0.8])
+    assert "best: 1.5 in epoch 1" in texts(picture(figures))
+    best = {**figures[1], "monitor": "val_accuracy", "value": 0.9}
+    assert [text for text in texts(picture(figures, best)) if text.startswith("best:")] == ["best: 0.9 in epoch 1"]
+
+
+def test_the_best_of_the_fit_is_the_one_that_is_marked(tmp_path: Path, scripted: Any) -> None:
+    plugins = [scripted([0.1, 0.9, 0.5], "an_accuracy"), BestCheckpoint("an_accuracy"), Plot()]
+    tiny_trainer(plugins, run_dir=tmp_path).fit(tiny_data(), epochs=3)
+    assert "best: 0.9 in epoch 1" in texts(tmp_path / "curves.svg")
+
+
+def test_values_that_are_not_finite_are_left_out_and_told(picture: Any) -> None:
+    said = texts(picture(rows(train_loss=[3.0, math.inf, math.nan, 1.0])))
+    assert "train_loss is inf or nan in 2 epochs" in said
+    assert "best: 1 in epoch 3" in said
+    assert "train_loss is inf or nan in 2 epochs" in texts(picture(rows(train_loss=[math.nan, math.nan])))
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 1001])
+def test_a_run_of_any_length_is_drawn(epochs: int, picture: Any) -> None:
+    values = [1.0 + 0.1 * math.sin(7 * e) for e in range(epochs)]
+    path = picture(rows(train_loss=values, train_accuracy=values))
+    assert panels(path) == 2
+    assert path.stat().st_size < 500_000
+
+
+def test_names_that_are_no_figure_of_a_split_have_panels_of_their_own(picture: Any) -> None:
+    path = picture(rows(train_loss=[1.0], val_loss=[1.0], train_top5_accuracy=[1.0], lr=[0.1], process_mib=[2.0]))
+    assert [t for t in texts(path) if t in ("loss", "top5_accuracy", "lr", "process_mib")] == [
+        "loss", "top5_accuracy", "lr", "process_mib",
+    ]  # fmt: skip
+    assert panels(path) == 4
+
+
+def test_without_a_run_dir_nothing_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_trainer([Plot()]).fit(tiny_data(), epochs=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_after_an_error_the_complete_epochs_are_drawn(tmp_path: Path, fails: Any) -> None:
+    with pytest.raises(RuntimeError):
+        tiny_trainer([Plot(), fails(epoch=2, batch=1)], run_dir=tmp_path).fit(tiny_data(), epochs=4)
+    assert panels(tmp_path / "curves.svg") == 1
+
+
+def test_an_error_before_the_first_epoch_is_over_draws_nothing(tmp_path: Path, fails: Any) -> None:
+    with pytest.raises(RuntimeError):
+        tiny_trainer([Plot(), fails(epoch=0)], run_dir=tmp_path).fit(tiny_data(), epochs=4)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "curves.svg").mkdir()
+    with pytest.raises(RunDirError, match=r"cannot write .*curves\.svg"):
+        tiny_trainer([Plot()], run_dir=tmp_path).fit(tiny_data(), epochs=2)
+
+
+def test_a_second_fit_draws_anew(tmp_path: Path) -> None:
+    trainer = tiny_trainer([Plot()], run_dir=tmp_path)
+    trainer.fit(tiny_data(), epochs=3)
+    trainer.fit(tiny_data(), tiny_data(), epochs=2)
+    assert "val" in texts(tmp_path / "curves.svg")
+
+
+def test_evaluate_outside_a_fit_draws_nothing(tmp_path: Path) -> None:
+    tiny_trainer([Plot()], run_dir=tmp_path).evaluate(tiny_data())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pyplot_is_never_imported(tmp_path: Path) -> None:
+    code = (
+        "import sys; from framework.testing import *; from framework_plugins.plot import Plot;"
+        "assert 'matplotlib' not in sys.modules;"
+        f"tiny_trainer([Plot()], run_dir={str(tmp_path)!r}).fit(tiny_data(), epochs=2);"
+        "assert 'matplotlib' in sys.modules; assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert (tmp_path / "curves.svg").is_file()
+
+
+def test_it_changes_no_bit_of_training(trained: Any, tmp_path: Path) -> None:
+    assert trained([Plot()], tmp_path) == trained([])
+
+
+# ------------------------------------------------------------------------------------------------ the verbs
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Any:
+    """Makes a run directory."""
+
+    def make(name: str, lr: float, losses: list[float]) -> Path:
+        path = tmp_path / name
+        path.mkdir()
+        info = {"label": name, "seed": 0, "knobs": {"lr": lr, "epochs": 2}, "seconds": 1.5}
+        (path / "run.json").write_text(json.dumps(info), encoding="utf-8")
+        lines = [json.dumps(row) + "\n" for row in rows(train_loss=losses)]
+        (path / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
+        return path
+
+    return make
+
+
+def test_the_verb_plot_draws_runs_again(kept: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    path = kept("a", 0.1, [2.0, 1.0])
+    plot((path,))
+    assert "best: 1 in epoch 1" in texts(path / "curves.svg")
+    assert capsys.readouterr().out == f"drawn     {path / 'curves.svg'}\n"
+    with pytest.raises(UsageError, match="name at least one run"):
+        plot(())
+
+
+def test_the_verb_compare_tells_the_knobs_that_differ_and_draws_all_runs(
+    kept: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compare((kept("a", 0.1, [2.0, 1.0]), kept("b", 0.5, [2.0, 0.5])))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[:3] == [
+        ["run", "lr", "epoch", "train_loss", "seconds"],
+        ["a", "0.1", "1", "1", "1.5"],
+        ["b", "0.5", "1", "0.5", "1.5"],
+    ]
+    said = texts(tmp_path / "compare.svg")
+    assert [text for text in said if text in ("a", "b")] == ["a", "b"]
+    with pytest.raises(UsageError, match="name at least two run"):
+        compare((tmp_path / "a",))
