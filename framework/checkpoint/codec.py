@@ -16,6 +16,8 @@ def encode(tree: Any, tensors: dict[str, Tensor], path: str = "state") -> Any:
         CheckpointError: a value that is neither plain nor a tensor
     """
     if isinstance(tree, Tensor):
+        while path in tensors:  # {"a.b": ..., "a": {"b": ...}}
+            path += "+"
         tensors[path] = tree
         return {"$tensor": path}
     if tree is None or isinstance(tree, (bool, int, str)):

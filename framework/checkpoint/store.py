@@ -34,7 +34,7 @@ class Snapshot:
 
     epoch: int
     step: int
-    model: dict[str, Tensor]
+    model: dict[str, Any]
     optimizer: dict[str, Any]
     plugins: dict[str, Any] = field(default_factory=dict)
 
@@ -59,21 +59,25 @@ def write(snapshot: Snapshot, run_dir: Path, labels: Iterable[str]) -> Path:
         _sweep(directory)
     except OSError as error:
         raise CheckpointError(f"cannot write a checkpoint into {directory}: {error.strerror or error}") from error
+    except RecursionError as error:
+        raise CheckpointError("the state of a plugin contains itself, or is nested too deep") from error
     return path
 
 
 def _commit(snapshot: Snapshot, directory: Path) -> Path:
     tensors: dict[str, Tensor] = {}
+    model = {name: value for name, value in snapshot.model.items() if isinstance(value, Tensor)}
+    extra = {name: value for name, value in snapshot.model.items() if name not in model}  # of Module.get_extra_state
     state = {
-        "format": FORMAT, "epoch": snapshot.epoch, "step": snapshot.step,
+        "format": FORMAT, "epoch": snapshot.epoch, "step": snapshot.step, "model": encode(extra, tensors, "model"),
         "optimizer": encode(snapshot.optimizer, tensors, "optimizer"),
         "plugins": encode(snapshot.plugins, tensors, "plugins"),
     }  # fmt: skip
     beside = directory / f".tmp-{secrets.token_hex(4)}"
     beside.mkdir()
     try:
-        (beside / "model.safetensors").write_bytes(save_tensors(_storable(snapshot.model)))
-        (beside / "optimizer.safetensors").write_bytes(save_tensors(_storable(tensors)))
+        (beside / "model.safetensors").write_bytes(_serialized(model))
+        (beside / "optimizer.safetensors").write_bytes(_serialized(tensors))
         (beside / "state.json").write_text(json.dumps(state, indent=1, allow_nan=False), encoding="utf-8")
         path = directory / f"step-{snapshot.step:012d}"
         again = 0
@@ -87,22 +91,43 @@ def _commit(snapshot: Snapshot, directory: Path) -> Path:
         raise
 
 
-def _storable(tensors: dict[str, Any]) -> dict[str, Tensor]:
-    """What safetensors writes right: resolved, contiguous, on the CPU, no two names for one storage."""
-    found = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
-    return {name: t.detach().resolve_conj().resolve_neg().cpu().contiguous().clone() for name, t in found.items()}
+def _serialized(tensors: dict[str, Tensor]) -> bytes:
+    """Tensors as safetensors writes them right: resolved, contiguous, on the CPU, no two names for one storage.
+
+    Raises:
+        CheckpointError: a kind of tensor that safetensors does not know, with its name
+    """
+
+    def save(names: Iterable[str]) -> bytes:
+        plain = {name: tensors[name].detach().resolve_conj().resolve_neg().cpu().contiguous() for name in names}
+        return save_tensors({name: tensor.clone() for name, tensor in plain.items()})
+
+    try:
+        return save(tensors)
+    except (KeyError, ValueError, RuntimeError, SafetensorError):
+        for name, tensor in tensors.items():
+            try:
+                save([name])
+            except (KeyError, ValueError, RuntimeError, SafetensorError) as error:
+                kind = f"{tensor.layout} {tensor.dtype} on {tensor.device}".replace("torch.", "")
+                raise CheckpointError(f"{name} is a tensor ({kind}) that a checkpoint cannot hold") from error
+        raise
 
 
 def _point(file: Path, name: str) -> None:
     beside = file.with_name(f".tmp-{file.name}")
-    beside.write_text(json.dumps({"name": name}) + "\n", encoding="utf-8")
-    os.replace(beside, file)
+    try:
+        beside.write_text(json.dumps({"name": name}) + "\n", encoding="utf-8")
+        os.replace(beside, file)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def _sweep(directory: Path) -> None:
-    kept = {_pointed(file) for file in directory.iterdir() if re.fullmatch(r"[A-Z][A-Z0-9_]*", file.name)}
+    kept = {_pointed(file) for file in directory.iterdir() if re.fullmatch(r"[A-Z_][A-Z0-9_]*", file.name)}
     for path in directory.glob("step-*"):
-        if path.name not in kept:
+        if path.name not in kept and None not in kept:  # a label that cannot be read may have pointed at any of them
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -136,10 +161,10 @@ def read(path: Path) -> Snapshot:
         tensors = load_tensors((path / "optimizer.safetensors").read_bytes())
         return Snapshot(
             epoch=int(state["epoch"]), step=int(state["step"]),
-            model=load_tensors((path / "model.safetensors").read_bytes()),
+            model=load_tensors((path / "model.safetensors").read_bytes()) | decode(state["model"], tensors),
             optimizer=decode(state["optimizer"], tensors), plugins=decode(state["plugins"], tensors),
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, OverflowError, SafetensorError) as error:
         raise CheckpointError(f"the checkpoint {path} is damaged: {type(error).__name__}: {error}") from error
 
 
@@ -149,13 +174,13 @@ def restore_model(snapshot: Snapshot, model: nn.Module) -> None:
     Raises:
         CheckpointError: with the first differences of names and shapes
     """
-    live = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    live = model.state_dict()
     differences = [f"{name} is missing in the checkpoint" for name in live if name not in snapshot.model]
     differences += [f"{name} is not in the model" for name in snapshot.model if name not in live]
     differences += [
-        f"{name}: checkpoint {tuple(snapshot.model[name].shape)}, model {tuple(live[name].shape)}"
-        for name in live
-        if name in snapshot.model and snapshot.model[name].shape != live[name].shape
+        f"{name}: checkpoint {tuple(held.shape)}, model {tuple(live[name].shape)}"
+        for name, held in snapshot.model.items()
+        if isinstance(held, Tensor) and isinstance(live.get(name), Tensor) and held.shape != live[name].shape
     ]
     if differences:
         raise CheckpointError("the checkpoint is of another model: " + "; ".join(differences[:5]))

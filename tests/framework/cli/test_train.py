@@ -145,11 +145,14 @@ def test_no_console_encoding_ends_a_run(korean, monkeypatch, encoding) -> None:
     monkeypatch.setattr(sys, "stderr", err)
     code = main([korean, "--run-dir", "결과 폴더/첫 번째", "-p", "no:plot"])
     wrong = main([korean, "--run-dir", "결과 폴더/첫 번째"])
+    with pytest.raises(SystemExit) as helped:
+        main([korean, "--help"])
     monkeypatch.undo()
     told = out.buffer.getvalue().decode(encoding)
-    assert (code, wrong) == (0, 2)
+    assert (code, wrong, helped.value.code) == (0, 2, 0)
     assert TITLE.encode(encoding, "backslashreplace").decode(encoding) in told
     assert "첫 번째".encode(encoding, "backslashreplace").decode(encoding) in told
+    assert "--lr" in told
     assert "holds a finished run" in err.buffer.getvalue().decode(encoding)
 
 
@@ -175,3 +178,17 @@ def test_a_process_in_such_a_console_runs_to_its_end(korean, tmp_path, console) 
     assert TITLE.encode(encoding, "backslashreplace") in done.stdout
     for file in ("run.json", "metrics.jsonl", "recipe.py", "curves.svg"):
         assert (tmp_path / "결과 폴더" / file).read_text(encoding="utf-8")
+
+
+def test_a_data_set_of_a_recipe_reaches_worker_processes_that_are_spawned(lab, fine) -> None:
+    """As on Windows and macOS: the worker imports the recipe by its name to unpickle the data set."""
+    source = (
+        "import my_rows_of_a_lab\n"
+        "class Rows(torch.utils.data.Dataset):\n"
+        "    def __len__(self): return 4\n"
+        "    def __getitem__(self, i): return torch.full((3,), float(i)), my_rows_of_a_lab.target(i)\n"
+        "def recipe():\n    made_here = made(epochs=1)\n    made_here.train = torch.utils.data.DataLoader(\n"
+        "        Rows(), batch_size=2, num_workers=1, multiprocessing_context='spawn')\n    return made_here\n"
+    )
+    lab("import torch\ndef target(i): return torch.zeros(1)\n", "labs/my_rows_of_a_lab.py", head="")
+    assert fine(lab(source, "labs/lab.py")).line("data") == "4 samples in 2 batches of 2"

@@ -1,0 +1,634 @@
+"""Checkpoints: what is written is what is read, nothing is lost by a failure, nothing in them is ever executed."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import os
+import shutil
+import struct
+from collections import namedtuple
+from collections.abc import Callable
+from enum import IntEnum
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from framework import CheckpointError, Snapshot, Trainer
+from framework.checkpoint import copy, decode, encode, find, read, restore_model, write
+from framework.testing import Recorder, tiny_data, tiny_trainer
+
+ROOT = Path(__file__).parents[2]
+
+
+def plain(tree: Any) -> Any:
+    """The same tree with tensors that differ in nothing but their numbers, shape and kind."""
+    if isinstance(tree, torch.Tensor):
+        return tree.detach().resolve_conj().resolve_neg().contiguous().clone()
+    if isinstance(tree, dict):
+        return {key: plain(value) for key, value in tree.items()}
+    return type(tree)(plain(value) for value in tree) if isinstance(tree, (list, tuple)) else tree
+
+
+def snapshot_of(model: nn.Module, step: int = 1, **plugins: Any) -> Snapshot:
+    return Snapshot(epoch=1, step=step, model=copy(model.state_dict()), optimizer={}, plugins=plugins)
+
+
+def trained(
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam, model: nn.Module | None = None
+) -> Trainer:
+    model = model or nn.Linear(3, 1)
+    trainer = Trainer(model, F.mse_loss, optimizer(model.parameters()), device="cpu")
+    trainer.fit(tiny_data(6), epochs=2, batch_size=3)
+    return trainer
+
+
+def leftovers(run_dir: Path) -> list[str]:
+    return [path.name for path in run_dir.rglob("*") if path.name.startswith(".")]
+
+
+# --------------------------------------------------------------------------------------------------- encode and decode
+
+KINDS = [
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.int64, torch.int32, torch.int16,
+    torch.int8, torch.uint8, torch.bool,
+]  # fmt: skip
+
+
+def tensor(kind: torch.dtype, shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    made = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 100
+    return made.abs().to(kind) if kind == torch.uint8 else made.to(kind)
+
+
+tensors = st.builds(
+    tensor, st.sampled_from(KINDS), st.lists(st.integers(0, 3), max_size=3).map(tuple), st.integers(0, 9)
+)
+words = st.text(max_size=5) | st.sampled_from(["$tensor", "$map", "$float", "$tuple", "a.b", "a", "b", "0", ""])
+leaves = st.none() | st.booleans() | st.integers() | st.floats() | words | tensors
+hashable = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | words,
+    lambda inner: st.lists(inner, max_size=2).map(tuple),
+    max_leaves=3,
+)
+trees = st.recursive(
+    leaves,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(words, inner, max_size=4)
+        | st.dictionaries(hashable, inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+def there_and_back(tree: Any) -> Any:
+    held: dict[str, torch.Tensor] = {}
+    text = json.dumps(encode(tree, held), allow_nan=False)
+    return decode(json.loads(text), held)
+
+
+@given(tree=trees)
+@settings(max_examples=300, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+def test_every_tree_of_plain_values_and_tensors_comes_back_as_it_was(oracle: Any, tree: Any) -> None:
+    oracle.assert_same(tree, there_and_back(tree))
+
+
+@given(tree=trees)
+@settings(max_examples=60, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+def test_every_tree_comes_back_from_the_disk_as_it_was(
+    oracle: Any, tmp_path_factory: pytest.TempPathFactory, tree: Any
+) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    snapshot = Snapshot(epoch=2, step=3, model={"w": torch.ones(2)}, optimizer={"tree": tree}, plugins={"p": [tree]})
+    back = read(write(snapshot, folder, ["last"]))
+    shutil.rmtree(folder)
+    oracle.assert_same([snapshot.optimizer, snapshot.plugins], [back.optimizer, back.plugins])
+    assert (back.epoch, back.step) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"a.b": torch.ones(1), "a": {"b": torch.zeros(1)}},
+        {1: torch.ones(1), "1": torch.zeros(1)},
+        {None: torch.ones(1), "None": torch.zeros(1), "$": 1},
+        {"a": [torch.ones(1)], "a.0": torch.zeros(1)},
+        {(1, 2): torch.ones(1), "(1, 2)": torch.zeros(1)},
+    ],
+)
+def test_tensors_whose_paths_read_alike_stay_apart(oracle: Any, tree: Any) -> None:
+    oracle.assert_same(tree, there_and_back(tree))
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, -0.0, 5e-324, 1.7976931348623157e308])
+def test_every_double_comes_back_with_its_bits(value: float) -> None:
+    assert struct.pack("d", there_and_back([value])[0]) == struct.pack("d", value)
+
+
+def test_what_is_like_a_plain_value_comes_back_as_one() -> None:
+    class Color(IntEnum):
+        RED = 1
+
+    Pair = namedtuple("Pair", "a b")
+    got = there_and_back({"color": Color.RED, "pair": Pair(1, [2]), "double": numpy.float64(0.1)})
+    assert got == {"color": 1, "pair": (1, [2]), "double": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [(object(), "object"), ({1, 2}, "set"), (b"x", "bytes"), (len, "builtin_function_or_method"), (1j, "complex"),
+     (numpy.ones(2), "ndarray"), (numpy.int64(1), "int64"), (Path("x"), "(Posix|Windows)Path"), (Trainer, "type")],
+)  # fmt: skip
+def test_a_value_that_cannot_be_held_is_named_with_its_path(value: Any, kind: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"plugins\.ema\.0\.x is of type {kind}, which a checkpoint cannot hold"):
+        encode({"ema": [{"x": value}]}, {}, "plugins")
+
+
+def test_a_state_that_contains_itself_is_refused(tmp_path: Path) -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    with pytest.raises(CheckpointError, match="contains itself, or is nested too deep"):
+        write(snapshot_of(nn.Linear(1, 1), mine=endless), tmp_path, ["last"])
+    assert leftovers(tmp_path) == []
+
+
+# ------------------------------------------------------------------------------------------------------ write and read
+
+OPTIMIZERS = [
+    torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax,
+    torch.optim.Adadelta, torch.optim.Adagrad, torch.optim.RMSprop, torch.optim.Rprop, torch.optim.ASGD,
+    torch.optim.Adafactor, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    lambda p: torch.optim.Adam(p, amsgrad=True), lambda p: torch.optim.Adam(p, lr=torch.tensor(0.01), foreach=False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_state_of_each_optimizer_comes_back(oracle: Any, tmp_path: Path, optimizer: Any) -> None:
+    trainer = trained(optimizer, nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)))
+    snapshot = trainer.snapshot()
+    back = read(write(snapshot, tmp_path, ["last"]))
+    oracle.assert_same(plain(snapshot.optimizer), back.optimizer)
+    oracle.assert_same(plain(dict(sorted(snapshot.model.items()))), dict(sorted(back.model.items())))
+    trainer.optimizer.load_state_dict(back.optimizer)
+    oracle.assert_same(plain(snapshot.optimizer), plain(trainer.optimizer.state_dict()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_number_comes_back(oracle: Any, tmp_path: Path, kind: torch.dtype) -> None:
+    model = {"w": tensor(kind, (2, 3), 0), "scalar": tensor(kind, (), 1), "none": tensor(kind, (0, 3), 2)}
+    back = read(write(Snapshot(0, 0, model, {}), tmp_path, ["last"]))
+    oracle.assert_same(dict(sorted(model.items())), dict(sorted(back.model.items())))
+
+
+def test_views_come_back_as_the_numbers_that_they_show(oracle: Any, tmp_path: Path) -> None:
+    base = torch.tensor([[1 + 2j, 3 - 4j], [5 + 6j, 7j]], dtype=torch.complex64)
+    model = {
+        "conj": base.conj(),
+        "neg": base.conj().imag,
+        "transposed": base.t(),
+        "strided": torch.arange(10.0)[::3],
+        "expanded": torch.tensor([1.0, 2.0]).expand(3, 2),
+        "part": torch.arange(100.0)[5:7],
+        "channels_last": torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "parameter": nn.Parameter(torch.ones(2)),
+    }
+    back = read(write(Snapshot(0, 0, model, {}), tmp_path, ["last"]))
+    assert back.model["conj"].tolist() == base.conj().tolist()
+    assert back.model["neg"].tolist() == [[-2.0, 4.0], [-6.0, -7.0]]
+    oracle.assert_same(plain(dict(sorted(model.items()))), dict(sorted(back.model.items())))
+    assert (tmp_path / "checkpoints").stat().st_size < 10_000  # of a part only the part
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.second.weight = self.first.weight
+
+
+def test_tied_weights_come_back_tied(tmp_path: Path) -> None:
+    model, other = Tied(), Tied()
+    back = read(write(snapshot_of(model), tmp_path, ["last"]))
+    assert sorted(back.model) == ["first.bias", "first.weight", "second.bias", "second.weight"]
+    restore_model(back, other)
+    assert other.second.weight is other.first.weight
+    assert torch.equal(other.first.weight, model.first.weight)
+
+
+def test_a_tensor_that_is_held_twice_comes_back_twice(tmp_path: Path) -> None:
+    shared = torch.arange(3.0)
+    back = read(write(Snapshot(0, 0, {}, {"a": shared, "b": [shared, shared[1:]]}), tmp_path, ["last"]))
+    assert [back.optimizer["a"].tolist(), back.optimizer["b"][1].tolist()] == [[0.0, 1.0, 2.0], [1.0, 2.0]]
+
+
+class WithExtra(nn.Linear):
+    """A module with a state of its own beside its tensors, as torch allows."""
+
+    def __init__(self, extra: Any) -> None:
+        super().__init__(2, 1)
+        self.extra = extra
+
+    def get_extra_state(self) -> Any:
+        return self.extra
+
+    def set_extra_state(self, state: Any) -> None:
+        self.extra = state
+
+
+def test_the_extra_state_of_a_module_comes_back(tmp_path: Path) -> None:
+    back = read(write(snapshot_of(nn.Sequential(WithExtra({"seen": 3, "t": (1, None)}))), tmp_path, ["last"]))
+    other = nn.Sequential(WithExtra(None))
+    restore_model(back, other)
+    assert other[0].extra == {"seen": 3, "t": (1, None)}
+
+
+def test_an_extra_state_that_cannot_be_held_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"model\.0\._extra_state is of type object"):
+        write(snapshot_of(nn.Sequential(WithExtra(object()))), tmp_path, ["last"])
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: torch.ones(2, dtype=torch.complex128), "complex128"),
+        (lambda: torch.eye(2).to_sparse(), "sparse"),
+        (lambda: torch.ones(2, device="meta"), "meta"),
+    ],
+)
+def test_a_kind_of_tensor_that_cannot_be_held_is_named_with_its_path(tmp_path: Path, make: Any, said: str) -> None:
+    for snapshot, name in (
+        (Snapshot(0, 0, {"good": torch.ones(1), "layer.bad": make()}, {}), r"layer\.bad"),
+        (Snapshot(0, 0, {}, {}, {"ema": {"good": torch.ones(1), "bad": make()}}), r"plugins\.ema\.bad"),
+    ):
+        with pytest.raises(CheckpointError, match=rf"{name} .*{said}.* a checkpoint cannot hold"):
+            write(snapshot, tmp_path, ["last"])
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_a_copy_shares_nothing_with_the_original() -> None:
+    base = {"a": [torch.ones(2, requires_grad=True)], "b": torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last)}
+    copied = copy(base)
+    assert copied["a"][0].data_ptr() != base["a"][0].data_ptr()
+    assert not copied["a"][0].requires_grad
+    assert copied["b"].stride() == base["b"].stride()
+
+
+# --------------------------------------------------------------------------------------------------- labels and places
+
+
+def names(run_dir: Path) -> list[str]:
+    return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+
+
+def test_a_checkpoint_is_a_directory_named_by_its_step_and_a_label_points_at_it(tmp_path: Path) -> None:
+    path = write(snapshot_of(nn.Linear(1, 1), step=1200), tmp_path, ["last", "best"])
+    assert path == tmp_path / "checkpoints" / "step-000000001200"
+    assert sorted(file.name for file in path.iterdir()) == ["model.safetensors", "optimizer.safetensors", "state.json"]
+    assert names(tmp_path) == ["BEST", "LAST", "step-000000001200"]
+    assert json.loads((tmp_path / "checkpoints" / "LAST").read_text("utf-8")) == {"name": "step-000000001200"}
+    assert find(tmp_path, "last") == find(tmp_path, "best") == path
+
+
+def test_what_no_label_points_at_is_dropped_and_what_one_does_is_kept(tmp_path: Path) -> None:
+    for step, labels in ((1, ["last"]), (2, ["last", "best"]), (3, ["last"]), (4, ["last"])):
+        write(snapshot_of(nn.Linear(1, 1), step), tmp_path, labels)
+    assert names(tmp_path) == ["BEST", "LAST", "step-000000000002", "step-000000000004"]
+    assert (read(find(tmp_path, "best")).step, read(find(tmp_path, "last")).step) == (2, 4)
+
+
+@pytest.mark.parametrize("label", ["last", "best", "epoch_3", "_mine", "a1", "ema_2_b"])
+def test_every_label_that_a_trainer_takes_keeps_its_checkpoint(tmp_path: Path, label: str) -> None:
+    trainer = tiny_trainer(run_dir=tmp_path)
+    trainer.save(label)
+    trainer.fit(tiny_data(), epochs=3)
+    trainer.save("another")
+    assert read(find(tmp_path, label)).step == 0
+
+
+def test_another_state_at_the_same_step_never_overwrites(tmp_path: Path) -> None:
+    paths = []
+    for number in range(3):
+        model = nn.Linear(1, 1)
+        nn.init.constant_(model.weight, float(number))
+        paths.append(write(snapshot_of(model, step=7), tmp_path, [f"label_{number}"]))
+    assert [path.name for path in paths] == ["step-000000000007", "step-000000000007-r1", "step-000000000007-r2"]
+    for number in range(3):
+        assert read(find(tmp_path, f"label_{number}")).model["weight"].item() == number
+
+
+def test_files_of_the_user_are_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for name in ("notes.txt", ".DS_Store", "steps", "old-step-000000000001"):
+        (folder / name).write_text("mine")
+    write(snapshot_of(nn.Linear(1, 1)), tmp_path, ["last"])
+    write(snapshot_of(nn.Linear(1, 1), step=2), tmp_path, ["last"])
+    kept = [".DS_Store", "LAST", "notes.txt", "old-step-000000000001", "step-000000000002", "steps"]
+    assert names(tmp_path) == kept
+
+
+def test_a_label_that_cannot_be_read_drops_nothing(tmp_path: Path) -> None:
+    write(snapshot_of(nn.Linear(1, 1), step=1), tmp_path, ["best"])
+    (tmp_path / "checkpoints" / "BEST").write_text('{"name": "step-0000')
+    write(snapshot_of(nn.Linear(1, 1), step=2), tmp_path, ["last"])
+    assert names(tmp_path) == ["BEST", "LAST", "step-000000000001", "step-000000000002"]
+
+
+def test_find_takes_the_first_label_that_points_at_a_checkpoint(tmp_path: Path) -> None:
+    assert find(tmp_path, "last", "best") is None
+    write(snapshot_of(nn.Linear(1, 1), step=1), tmp_path, ["best"])
+    assert find(tmp_path, "last", "best") == tmp_path / "checkpoints" / "step-000000000001"
+    write(snapshot_of(nn.Linear(1, 1), step=2), tmp_path, ["last"])
+    assert find(tmp_path, "last", "best") == tmp_path / "checkpoints" / "step-000000000002"
+    shutil.rmtree(tmp_path / "checkpoints" / "step-000000000002")
+    assert find(tmp_path, "last", "best") == tmp_path / "checkpoints" / "step-000000000001"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", "3", '"step-000000000001"', "{}", '{"name": null}', '{"name": ["step-000000000001"]}',
+     '{"name": "../../outside"}', '{"name": "step-000000000001/../../.."}', '{"name": "/etc"}', '{"name": ""}',
+     '{"name": "step-1"}', '{"name": "step-000000000001\\n"}', "\udcff"],
+)  # fmt: skip
+def test_a_damaged_label_points_nowhere(tmp_path: Path, text: str) -> None:
+    write(snapshot_of(nn.Linear(1, 1), step=1), tmp_path, ["best"])
+    (tmp_path / "checkpoints" / "LAST").write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert find(tmp_path, "last") is None
+    assert find(tmp_path, "last", "best") is not None
+
+
+# ------------------------------------------------------------------------------------------------------------ failures
+
+OPERATIONS = [(os, "rename"), (os, "replace"), (Path, "write_bytes"), (Path, "write_text"), (Path, "mkdir")]
+
+
+class Fails:
+    """Counts the calls of file operations, and raises at one of them."""
+
+    def __init__(self, at: int, error: BaseException) -> None:
+        self.at, self.error, self.calls = at, error, 0
+
+    def patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for owner, name in OPERATIONS:
+            monkeypatch.setattr(owner, name, self._counting(getattr(owner, name)))
+
+    def _counting(self, operation: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self.calls += 1
+            if self.calls == self.at:
+                if operation.__name__.startswith("write"):
+                    operation(arguments[0], arguments[1][: len(arguments[1]) // 2], **options)  # torn
+                raise self.error
+            return operation(*arguments, **options)
+
+        return counted
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied"), KeyboardInterrupt()]
+)
+def test_a_failure_at_any_file_operation_loses_nothing(
+    tmp_path: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The k-th operation fails, for every k until a write comes through."""
+    model = nn.Linear(1, 1)
+    for at in range(1, 50):
+        run_dir = tmp_path / str(at)
+        run_dir.mkdir()
+        write(snapshot_of(model, step=1), run_dir, ["last", "best"])
+        fails = Fails(at, error)
+        with monkeypatch.context() as patch:
+            fails.patch(patch)
+            try:
+                write(snapshot_of(model, step=2), run_dir, ["last", "best"])
+            except CheckpointError as told:
+                assert error.strerror in str(told)  # noqa: PT017
+                assert str(run_dir / "checkpoints") in str(told)  # noqa: PT017
+            except KeyboardInterrupt:
+                assert isinstance(error, KeyboardInterrupt)
+        if fails.calls < at:
+            assert at > 5, "not a single operation was seen"
+            assert read(find(run_dir, "last")).step == 2
+            return
+        assert leftovers(run_dir) == []
+        for label in ("last", "best"):
+            found = find(run_dir, label)
+            assert found is not None
+            assert read(found).step in (1, 2)
+        write(snapshot_of(model, step=3), run_dir, ["last", "best"])
+        assert names(run_dir) == ["BEST", "LAST", "step-000000000003"]
+    raise AssertionError("a write never came through")
+
+
+def test_a_checkpoint_has_its_name_only_when_it_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename, seen = os.rename, []
+
+    def watching(source: Path, target: Path) -> None:
+        seen.append((sorted(file.name for file in Path(source).iterdir()), Path(target).exists()))
+        assert read(Path(source)).step == 5
+        assert list((tmp_path / "checkpoints").glob("step-*")) == []
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", watching)
+    write(snapshot_of(nn.Linear(1, 1), step=5), tmp_path, ["last"])
+    assert seen == [(["model.safetensors", "optimizer.safetensors", "state.json"], False)]
+
+
+@pytest.mark.parametrize("place", ["", "checkpoints"])
+def test_a_file_where_a_directory_is_needed_is_told_with_its_path(tmp_path: Path, place: str) -> None:
+    run_dir = tmp_path / "run"
+    if place:
+        run_dir.mkdir()
+    (run_dir / place if place else run_dir).write_text("in the way")
+    with pytest.raises(CheckpointError, match=r"cannot write a checkpoint into .*run.*checkpoints"):
+        write(snapshot_of(nn.Linear(1, 1)), run_dir, ["last"])
+
+
+def test_a_full_disk_during_a_fit_ends_it_and_keeps_the_earlier_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Any, target: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    def save(trainer: Trainer) -> None:
+        if trainer.epoch == 3:
+            monkeypatch.setattr(os, "rename", full)
+        trainer.save()
+
+    recorder = Recorder(["on_checkpoint", "on_exception", "on_teardown"])
+    trainer = tiny_trainer([SimpleNamespace(name="saver", on_epoch_end=save), recorder], run_dir=tmp_path)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        trainer.fit(tiny_data(), epochs=5)
+    assert recorder.names == ["on_checkpoint", "on_checkpoint", "on_exception", "on_teardown"]
+    assert (trainer.epoch, read(find(tmp_path, "last")).epoch, len(trainer.history)) == (3, 2, 3)
+
+
+# ------------------------------------------------------------------------------------------------------- damaged files
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    trainer = trained()
+    snapshot = trainer.snapshot()
+    snapshot.plugins = {"mine": {"a": (1, math.inf), 2: torch.ones(2)}}
+    return write(snapshot, tmp_path, ["last"])
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_missing_file_is_told(written: Path, file: str) -> None:
+    (written / file).unlink()
+    with pytest.raises(CheckpointError, match=f"{written.name} is damaged: FileNotFoundError.*{file}"):
+        read(written)
+
+
+def test_a_missing_checkpoint_is_told(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere is damaged"):
+        read(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_file_cut_off_anywhere_is_told(written: Path, file: str) -> None:
+    whole = (written / file).read_bytes()
+    for length in {*range(0, len(whole), max(1, len(whole) // 150)), len(whole) - 1}:
+        (written / file).write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match="is damaged"):
+            read(written)
+
+
+@given(data=st.data())
+@settings(max_examples=300, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+def test_changed_bytes_are_told_or_read_but_never_anything_else(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    path = write(
+        snapshot_of(nn.Linear(2, 1), mine={"a": (1, math.inf), 2: torch.ones(2), "b": [None]}), folder, ["last"]
+    )
+    file = path / data.draw(st.sampled_from(["model.safetensors", "optimizer.safetensors", "state.json"]))
+    content = bytearray(file.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        content[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
+    file.write_bytes(content)
+    try:
+        assert isinstance(read(path), Snapshot)
+    except CheckpointError as error:
+        assert "damaged" in str(error) or "format" in str(error)  # noqa: PT017
+    finally:
+        shutil.rmtree(folder)
+
+
+def with_state(path: Path, **changes: Any) -> Path:
+    state = json.loads((path / "state.json").read_text("utf-8"))
+    (path / "state.json").write_text(json.dumps({**state, **changes}), "utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epoch": None}, {"epoch": "many"}, {"step": [1]}, {"step": 1e400}, {"step": math.nan}, {"format": None},
+        {"optimizer": {"$tensor": "nosuch"}}, {"optimizer": {"$tensor": ["a"]}}, {"plugins": {"$map": 3}},
+        {"plugins": {"$map": [[1]]}}, {"plugins": {"$map": [[[1], 2]]}}, {"plugins": {"$float": "high"}},
+        {"plugins": {"$float": None}}, {"plugins": {"$tuple": 1}},
+    ],
+)  # fmt: skip
+def test_a_state_that_says_nonsense_is_damaged(written: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError):
+        read(with_state(written, **changes))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", "3", "{}", "[" * 100_000, '{"format": 1}', "\x00", '{"format": 1, "epoch']
+)
+def test_a_state_that_is_no_state_is_damaged(written: Path, text: str) -> None:
+    (written / "state.json").write_text(text, "utf-8")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        read(written)
+
+
+def test_another_format_is_told_with_both_numbers(written: Path) -> None:
+    with pytest.raises(CheckpointError, match="has format 2; this version reads format 1"):
+        read(with_state(written, format=2))
+
+
+def test_names_in_a_checkpoint_are_never_imported(written: Path) -> None:
+    for name in ("$class", "$function", "__reduce__", "_target_", "class_path", "$import"):
+        tree = {name: "os.system", "args": ["exit 1"]}
+        assert read(with_state(written, plugins={"p": tree})).plugins == {"p": tree}
+
+
+SOURCES = [path for folder in ("framework", "plugins", "recipes") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_source_unpickles_or_evaluates_anything(path: Path) -> None:
+    forbidden_modules = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib", "copyreg"}
+    forbidden_calls = {"torch.load", "torch.save", "torch.jit.load", "numpy.load", "np.load", "eval", "builtins.eval"}
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            assert not {alias.name.partition(".")[0] for alias in node.names} & forbidden_modules
+        elif isinstance(node, ast.ImportFrom):
+            assert (node.module or "").partition(".")[0] not in forbidden_modules
+            assert not {f"{node.module}.{alias.name}" for alias in node.names} & forbidden_calls
+        elif isinstance(node, ast.Attribute | ast.Name):
+            assert ast.unparse(node) not in forbidden_calls
+
+
+# ------------------------------------------------------------------------------------------------------- restore_model
+
+
+def test_a_model_of_the_same_shape_gets_the_weights_and_buffers(oracle: Any, tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+    trainer = trained(model=make())
+    other = make()
+    restore_model(read(write(trainer.snapshot(), tmp_path, ["last"])), other)
+    oracle.assert_same(dict(trainer.model.state_dict()), dict(other.state_dict()))
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (nn.Linear(4, 1), [r"weight: checkpoint \(1, 3\), model \(1, 4\)"]),
+        (nn.Linear(3, 2), [r"weight: checkpoint \(1, 3\), model \(2, 3\)", r"bias: checkpoint \(1,\), model \(2,\)"]),
+        (nn.Linear(3, 1, bias=False), ["bias is not in the model"]),
+        (nn.Sequential(nn.Linear(3, 1)), [r"0\.weight is missing in the checkpoint", "weight is not in the model"]),
+    ],
+)
+def test_another_model_is_told_with_the_differences_and_left_as_it_was(model: nn.Module, said: list[str]) -> None:
+    before = copy(model.state_dict())
+    with pytest.raises(CheckpointError, match="the checkpoint is of another model: ") as caught:
+        restore_model(snapshot_of(nn.Linear(3, 1)), model)
+    for part in said:
+        assert caught.match(part)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_of_many_differences_the_first_five_are_told() -> None:
+    other = nn.Sequential(*(nn.Linear(1, 1) for _ in range(20)))
+    with pytest.raises(CheckpointError) as caught:
+        restore_model(snapshot_of(nn.Linear(3, 1)), other)
+    assert str(caught.value).count(";") == 4
+
+
+def test_a_scalar_is_not_taken_for_a_vector_of_one() -> None:
+    class One(nn.Module):
+        def __init__(self, shape: tuple[int, ...]) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(shape))
+
+    with pytest.raises(CheckpointError, match=r"scale: checkpoint \(1,\), model \(\)"):
+        restore_model(snapshot_of(One((1,))), One(()))
