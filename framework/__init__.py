@@ -10,48 +10,23 @@
 0.0
 """
 
-from __future__ import annotations
-
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 __version__ = "0.1.0"
 
-# The names are imported when they are first used, so that `python -m framework --help` does not wait for torch.
+# Where the public names live. Each is imported when it is first used, so that `python -m framework --help` does not
+# wait for torch; __init__.pyi tells type checkers and editors.
 _HOMES = {
     "CheckpointError": "errors", "DataError": "errors", "DeviceError": "errors", "FrameworkError": "errors",
     "Monitor": "metrics", "NonFiniteError": "errors", "PluginError": "errors", "Recipe": "recipe",
     "RecipeError": "errors", "Result": "trainer", "RunDirError": "errors", "Snapshot": "checkpoint",
     "Trainer": "trainer", "UsageError": "errors", "build": "cli.running", "described": "architecture",
-    "hookimpl": "hooks", "layers": "architecture", "mode_of": "metrics", "read_runs": "rundir", "run": "cli.running",
+    "hookimpl": "hooks", "layers": "architecture", "mode_of": "metrics", "read_runs": "cli.rundir",
+    "run": "cli.running",
 }  # fmt: skip
 
-__all__ = [
-    "CheckpointError", "DataError", "DeviceError", "FrameworkError", "Monitor", "NonFiniteError", "PluginError",
-    "Recipe", "RecipeError", "Result", "RunDirError", "Snapshot", "Trainer", "UsageError", "build", "described",
-    "hookimpl", "layers", "mode_of", "read_runs", "run",
-]  # fmt: skip
-
-if TYPE_CHECKING:
-    from framework.architecture import described, layers
-    from framework.checkpoint import Snapshot
-    from framework.cli.running import build, run
-    from framework.errors import (
-        CheckpointError,
-        DataError,
-        DeviceError,
-        FrameworkError,
-        NonFiniteError,
-        PluginError,
-        RecipeError,
-        RunDirError,
-        UsageError,
-    )
-    from framework.hooks import hookimpl
-    from framework.metrics import Monitor, mode_of
-    from framework.recipe import Recipe
-    from framework.rundir import read_runs
-    from framework.trainer import Result, Trainer
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

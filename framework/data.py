@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, StackDataset, TensorDataset, default_collate
+from torch.utils.data.sampler import BatchSampler, RandomSampler, SequentialSampler
 
 from framework.device import apply, describe, leaves, move, named
 from framework.errors import DataError, UsageError
@@ -112,28 +113,23 @@ def on_device(loader: Iterable[Any], device: torch.device, pairs: bool = False) 
     """Each batch on the device, a list as a tuple: the usual batch is `(x, y)`.
 
     Raises:
-        DataError: a batch that is no pair, with `pairs`; fewer batches than a DataLoader of torch must give
+        DataError: a batch that is no pair, with `pairs`; a data set that ends before its length
     """
-    wanted, came = _batches_in(loader), 0
+    missing = 0
+    if type(loader) is DataLoader:
+        kinds = {type(loader.batch_sampler), type(getattr(loader.batch_sampler, "sampler", loader.sampler))}
+        if kinds <= {BatchSampler, RandomSampler, SequentialSampler, type(None)}:
+            missing = len(loader)  # samplers of the user's own may know their length less well
     for batch in loader:
-        came += 1
+        missing -= 1
         moved = move(batch, device)
         if isinstance(moved, list):
             moved = tuple(moved)
         if pairs and not (isinstance(moved, tuple) and len(moved) == 2):
             raise DataError(no_pair(batch))
         yield moved
-    if came < wanted:  # Python takes a StopIteration out of a data set for the end of the loader
-        raise DataError(f"the data gave {came} of {wanted} batches: does the data set raise StopIteration?")
-
-
-def _batches_in(loader: Any) -> int:
-    """How many batches a pass over the loader must give; 0 where only a sampler of the user's own knows."""
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        return 0
-    samplers = loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None)
-    known = {type(sampler).__module__ for sampler in samplers if sampler is not None} == {"torch.utils.data.sampler"}
-    return len(loader) if known else 0
+    if missing > 0:  # Python takes a StopIteration out of a data set for the end of the loader
+        raise DataError(f"{missing} batches did not come: does the data set raise StopIteration?")
 
 
 def no_pair(batch: Any) -> str:

@@ -24,38 +24,38 @@ if TYPE_CHECKING:
 
 
 def run(trainer: Trainer) -> None:
-    """All epochs of a fit. Every hook, in the order in which they are called::
+    """All epochs of a fit. Every hook, in the order in which they are called:
 
-        prepare_model
-        make_loader                                 # once for train, once for val
-        on_fit_start
-        while no stop was asked for and epochs are left:
-            agree, on_checkpoint                    # a step boundary: stops and saves that were asked for
-            on_epoch_start
-            on_split_start                          # after model.train()
-            for window in train:
-                optimizer.zero_grad()
-                for batch in window:
-                    on_batch_start
-                    forward                         # output = model(x)
-                    compute_loss                    # loss = loss(output, y)
-                    backward                        # loss.backward()
-                    if it is the last batch of the window:
-                        on_gradients
-                        optimizer_step              # optimizer.step()
-                    on_batch_end
-                agree, on_checkpoint                # a step boundary
-            reduce
-            on_split_end
-            with val, after model.eval() and under torch.no_grad():
-                on_split_start, for batch in val: on_batch_start, forward, compute_loss, on_batch_end
-                reduce, on_split_end
-            on_epoch_end
-        on_fit_end                                  # after an error: on_exception
-        on_teardown
+    prepare_model
+    make_loader                                 # once for train, once for val
+    on_fit_start
+    while no stop was asked for and epochs are left:
+        agree, on_checkpoint                    # a step boundary: stops and saves that were asked for
+        on_epoch_start
+        on_split_start                          # after model.train()
+        for window in train:
+            optimizer.zero_grad()
+            for batch in window:
+                on_batch_start
+                forward                         # output = model(x)
+                compute_loss                    # loss = loss(output, y)
+                backward                        # loss.backward()
+                if it is the last batch of the window:
+                    on_gradients
+                    optimizer_step              # optimizer.step()
+                on_batch_end
+            agree, on_checkpoint                # a step boundary
+        reduce
+        on_split_end
+        with val, after model.eval() and under torch.no_grad():
+            on_split_start, for batch in val: on_batch_start, forward, compute_loss, on_batch_end
+            reduce, on_split_end
+        on_epoch_end
+    on_fit_end                                  # after an error: on_exception
+    on_teardown
     """
     hooks = trainer.plugins.frozen("train")
-    while not trainer._honour() and trainer.epoch < trainer.epochs:
+    while not trainer.honour() and trainer.epoch < trainer.epochs:
         epoch = trainer.epoch
         hooks.on_epoch_start(trainer, epoch)
         figures = train(trainer, trainer.loaders["train"])
@@ -99,15 +99,17 @@ def train(trainer: Trainer, loader: Iterable[Any]) -> Mapping[str, float] | None
             if trainer.boundary:
                 if hooks.on_gradients:
                     hooks.on_gradients(trainer)
-                trainer.stepped = hooks.optimizer_step is None or hooks.optimizer_step(trainer, output, batch)
-                if not hooks.optimizer_step:
+                if hooks.optimizer_step:
+                    trainer.stepped = hooks.optimizer_step(trainer, output, batch)
+                else:
                     optimizer.step()
+                    trainer.stepped = True
                 trainer.step += 1
             if hooks.on_batch_end:
-                seen = apply(Tensor.detach, output)
+                seen = apply(Tensor.detach, output) if hooks.output_is_asked_for else None
                 hooks.on_batch_end(trainer, "train", batch, seen, loss.detach(), trainer.samples)
             loss_of = trainer.loss
-        if (trainer.asked or hooks.agree) and trainer._honour() and next(fetched, None) is not None:
+        if (trainer.asked or hooks.agree) and trainer.honour() and next(fetched, None) is not None:
             return None
     return _figures(trainer, "train", loader, mean)
 

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from framework.data import no_pair
 from framework.device import dtype_of, leaves, named
 from framework.errors import DataError, DeviceError, FrameworkError
 
@@ -123,7 +122,7 @@ def explain(error: BaseException, model: nn.Module, loss: Any, batch: Any, outpu
     for pattern, rule in _RULES:
         if re.search(pattern, str(error)) and (sentence := rule(case)):
             return DataError(sentence)
-    return DataError(sentence) if (sentence := _no_pair(case)) else None
+    return None
 
 
 def nonfinite_in(batch: Any) -> str:
@@ -146,13 +145,6 @@ def _devices(case: Case) -> str | None:
     if len(where) < 2:
         return None
     return f"{' and '.join(where.values())}: everything in one step must be on the same device"
-
-
-def _no_pair(case: Case) -> str | None:
-    """A dict that reached `batch[0]`, with a plugin that takes dicts in one of forward and compute_loss only."""
-    if case.output is None and isinstance(case.batch, dict) and isinstance(case.error, KeyError):
-        return no_pair(case.batch)
-    return None
 
 
 @_rule(r"[Tt]arget.*out of bounds")

@@ -198,7 +198,10 @@ class Plugins(Mapping[str, Any]):
     def frozen(self, split: str) -> Any:
         """Every hook as one callable of its arguments in order; a hot hook that nobody implements is None."""
         if split not in self._frozen:
-            self._frozen[split] = SimpleNamespace(**{name: self._freeze(hook, split) for name, hook in HOOKS.items()})
+            frozen = SimpleNamespace(**{name: self._freeze(hook, split) for name, hook in HOOKS.items()})
+            ends = [impl for impl in self.impls if impl.hook.name == "on_batch_end" and impl.split in (None, split)]
+            frozen.output_is_asked_for = any("output" in impl.arguments for impl in ends)
+            self._frozen[split] = frozen
         return self._frozen[split]
 
     def _freeze(self, hook: Hook, split: str) -> Callable[..., Any] | None:

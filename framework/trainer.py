@@ -214,7 +214,7 @@ class Trainer:
         """Whether a stop or a save waits for the next step boundary."""
         return self._stop is not None or bool(self._saves)
 
-    def _honour(self) -> bool:
+    def honour(self) -> bool:
         """At a step boundary: write what was asked for; True if the fit is to end."""
         stop, saves, agree = self._stop, tuple(self._saves), self.plugins.frozen("train").agree
         if agree:

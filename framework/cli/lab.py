@@ -12,10 +12,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from framework.cli.rundir import sha256
 from framework.errors import FrameworkError, RecipeError, did_you_mean
 from framework.modules import RECIPES, installed, load_file
 from framework.recipe import Recipe
-from framework.rundir import sha256
 
 OWNED = (
     "config", "deterministic", "device", "help", "plugin", "plugins", "quiet", "recipe", "resume", "run_dir", "seed",

@@ -23,7 +23,7 @@ from framework.errors import RecipeError, UsageError, did_you_mean
 if TYPE_CHECKING:
     from framework.cli.lab import Lab
 
-_Plugins = Annotated[
+Plugins = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
     tyro.conf.arg(aliases=["-p"], metavar="NAME|FILE|MODULE:CLASS|no:NAME",
                   help="add a plugin, or remove one with no:NAME; repeatable"),
@@ -47,7 +47,7 @@ class Options:
 
     seed: Annotated[int, tyro.conf.arg(help="sets every random generator before the recipe builds anything")] = 0
     device: _text("auto (cuda, else mps, else cpu), or a device by name", "NAME") = "auto"  # type: ignore[valid-type]
-    plugin: _Plugins = ()
+    plugin: Plugins = ()
     run_dir: _text("keep the run here; by default in runs/RECIPE/NNN", "DIR") = ""  # type: ignore[valid-type]
     config: _text("take knobs and seed from a JSON file, such as an earlier run.json", "FILE") = ""  # type: ignore[valid-type]
     deterministic: _Deterministic = False

@@ -10,15 +10,15 @@ import shutil
 import subprocess
 import sys
 import tokenize
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 
-from framework import checkpoint, rundir
-from framework.cli import verbs
+from framework import checkpoint
+from framework.cli import rundir, verbs
 from framework.cli.lab import Lab, find_lab
 from framework.device import resolve
 from framework.discovery import DISTRIBUTION, Listed, check, find
@@ -27,6 +27,8 @@ from framework.plugins import examine
 from framework.recipe import Recipe
 from framework.seed import seed_everything
 from framework.trainer import Result, Trainer
+
+CTRL_C = "Ctrl-C"
 
 
 def run(
@@ -54,38 +56,68 @@ def run(
     settings = lab.settings(knobs)
     extra = list(plugins)
     target = resolve(device)
-    for spec in extra:  # a misspelt name is told before anything is built or downloaded
-        if not (isinstance(spec, str) and spec.startswith("no:")):
-            check(spec)
+    _check_all(extra)  # a misspelt name is told before anything is built or downloaded
+    named = None if run_dir is None else rundir.claim(Path(run_dir))
     if deterministic:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     seed_everything(seed)
-    made = lab.make(settings)
+    made = None
+    try:
+        made = lab.make(settings)
+    finally:
+        if made is None and named is not None:  # it trains nothing, or failed
+            with contextlib.suppress(OSError):
+                named.rmdir()
     if made is None:
         return None
+    path, own = named or rundir.new(lab.name), named is None
     print(f"recipe    {lab.name}    {lab.title}".rstrip())
     print(f"seed      {seed}")
     about = {"recipe": lab.name, "file": lab.file, "sha256": lab.sha256, "knobs": settings, "seed": seed,
              "device": str(target), "deterministic": deterministic}  # fmt: skip
     if isinstance(made, Recipe):
-        return _run_one(made, lab, about, extra, target, _directory(lab, run_dir), own=run_dir is None)
-    parent, results, own = _directory(lab, run_dir), {}, run_dir is None
-    rundir.write_info(parent, {**about, "variants": list(made), **_environment(), "stop_reason": None})
+        return _run_one(made, lab, about, extra, target, path, own)
+    return _run_variants(made, lab, about, extra, target, path, own)
+
+
+def _check_all(specs: Iterable[Any]) -> None:
+    findings = []
+    for spec in specs:
+        try:
+            check(spec if not (isinstance(spec, str) and spec.startswith("no:")) else None)
+        except PluginError as error:
+            findings.append(str(error))
+    if findings:
+        raise PluginError("\n".join(findings))
+
+
+def _run_variants(
+    made: Mapping[str, Any], lab: Lab, about: dict[str, Any], extra: list[Any], device: torch.device, parent: Path,
+    own: bool,
+) -> dict[str, Result]:  # fmt: skip
+    """Train the variants of a recipe one after another, each in its own directory, and compare them."""
+    info = {**about, "variants": list(made), **_environment(), "stop_reason": None}
+    rundir.write_info(parent, info)
+    results: dict[str, Result] = {}
     for label, variant in made.items():
         print(f"\nvariant   {label}")
-        seed_everything(seed)  # every variant starts from the same draws
+        seed_everything(about["seed"])  # every variant starts from the same draws
         try:
             one = variant if isinstance(variant, Recipe) else lab.checked(variant())
-            results[label] = _run_one(
-                one, lab, {**about, "label": label}, extra, target, rundir.claim(parent / label), own
-            )
-        except UsageError:
-            if own and [entry.name for entry in parent.iterdir()] == [rundir.INFO]:
+            results[label] = _run_one(one, lab, {**about, "label": label}, extra, device, parent / label, own)
+        except BaseException as error:
+            if own and isinstance(error, UsageError) and [entry.name for entry in parent.iterdir()] == [rundir.INFO]:
                 shutil.rmtree(parent, ignore_errors=True)
+            else:
+                rundir.write_info(parent, {**info, "stop_reason": f"{label}: {type(error).__name__}: {error}"})
             raise
-    rundir.write_info(parent, {**rundir.read_info(parent), "stop_reason": "completed"})
-    _compare(parent)
+        if results[label].stop_reason == CTRL_C:
+            rundir.write_info(parent, {**info, "variants": list(results), "stop_reason": CTRL_C})
+            return results
+    rundir.write_info(parent, {**info, "stop_reason": "completed"})
+    if len(results) > 1:
+        _compare(parent)
     return results
 
 
@@ -124,10 +156,6 @@ def default_names() -> list[str]:
     return [name for point in points if point.dist and point.dist.name == DISTRIBUTION for name in point.load()]
 
 
-def _directory(lab: Lab, run_dir: str | Path | None) -> Path:
-    return rundir.new(lab.name) if run_dir is None else rundir.claim(Path(run_dir))
-
-
 def _run_one(
     recipe: Recipe, lab: Lab, about: dict[str, Any], extra: list[Any], device: torch.device, path: Path,
     own: bool = False,
@@ -136,10 +164,13 @@ def _run_one(
     trainer: Trainer | None = None
     result: Result | None = None
     info = {**about, **_environment(), "stop_reason": None}
+    rundir.claim(path)
     try:
         trainer = trainer_of(recipe, line_up(lab.module, recipe.plugins, extra), device, path)
         info["plugins"] = [
-            {"name": p.name, "listed": p.listed, "distribution": p.distribution} for p in trainer.plugins.order
+            {"name": p.name, "listed": p.listed, "distribution": p.distribution}
+            for p in trainer.plugins.order
+            if not p.name.startswith("_")  # the command line's own
         ]
         rundir.write_info(path, info)
         if lab.file:
@@ -205,12 +236,15 @@ def _names(order: Sequence[Listed]) -> list[str]:
     return [entry.name for entry in order]
 
 
-def rebuild(run_dir: Path, recipe: str | None = None, label: str = "best") -> tuple[Recipe, Trainer, Path]:
+def rebuild(
+    run_dir: Path, recipe: str | None = None, label: str = "best", plugins: Sequence[Any] = ()
+) -> tuple[Recipe, Trainer, Path]:
     """The Recipe and a Trainer of a run with the weights of its best (else last) checkpoint, and that checkpoint.
 
     Args:
         recipe: a recipe file in place of the one that ran
         label: the checkpoint to take, where there is one
+        plugins: what to add to the recipe's own, as -p; what a run directory says never names code to run
 
     Raises:
         RunDirError: no run, no checkpoint, or the recipe file is not the one that ran
@@ -236,7 +270,7 @@ def rebuild(run_dir: Path, recipe: str | None = None, label: str = "best") -> tu
     if one is None:
         raise RunDirError(f"{recipe} does not build what ran in {run_dir}")
     checkpoint.restore_model(checkpoint.read(path), one.model)
-    return one, trainer_of(one, line_up(lab.module, one.plugins, (), defaults=False), "auto", None), path
+    return one, trainer_of(one, line_up(lab.module, one.plugins, plugins, defaults=False), "auto", None), path
 
 
 def _environment() -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from framework.cli.options import Plugins
 from framework.errors import UsageError
 
 if TYPE_CHECKING:
@@ -14,17 +15,18 @@ if TYPE_CHECKING:
     from framework.recipe import Recipe
 
 
-def evaluate(run: Path, recipe: str = "", checkpoint: str = "best") -> int:
+def evaluate(run: Path, recipe: str = "", checkpoint: str = "best", plugin: Plugins = ()) -> int:
     """The figures of a run's weights on the data of its recipe.
 
     Args:
         run: a run directory
         recipe: the recipe file to use, where the original has gone or changed
         checkpoint: best or last
+        plugin: as for a run; those of the recipe are there already
     """
     from framework.cli.running import rebuild
 
-    made, trainer, path = rebuild(run, recipe or None, checkpoint)
+    made, trainer, path = rebuild(run, recipe or None, checkpoint, plugin)
     print(f"weights   {path}")
     for split in ("train", "val", "test"):
         data = getattr(made, split)
@@ -41,7 +43,7 @@ def _is_loader(data: Any) -> bool:
     return isinstance(data, DataLoader)
 
 
-def predict(run: Path, input: str, recipe: str = "", checkpoint: str = "best") -> int:
+def predict(run: Path, input: str, recipe: str = "", checkpoint: str = "best", plugin: Plugins = ()) -> int:
     """What a run's model says about an input.
 
     Args:
@@ -49,10 +51,11 @@ def predict(run: Path, input: str, recipe: str = "", checkpoint: str = "best") -
         input: one sample, or a list of samples, as JSON, such as "[73,80,75]"
         recipe: the recipe file to use, where the original has gone or changed
         checkpoint: best or last
+        plugin: as for a run; those of the recipe are there already
     """
     from framework.cli.running import rebuild
 
-    made, trainer, path = rebuild(run, recipe or None, checkpoint)
+    made, trainer, path = rebuild(run, recipe or None, checkpoint, plugin)
     inputs, rows = _inputs(input, made)
     print(f"weights   {path}")
     for row, output in zip(rows, trainer.predict(inputs), strict=True):

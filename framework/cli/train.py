@@ -28,8 +28,6 @@ class Signals:
         self._trainer: Trainer | None = None
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        if self.interrupted:  # between two variants
-            raise KeyboardInterrupt
         if threading.current_thread() is threading.main_thread():
             self._trainer = trainer
             self._before = signal.signal(signal.SIGINT, self._on_signal)
@@ -62,7 +60,7 @@ def train(recipe: str, arguments: list[str]) -> int:
 def _run(lab: Lab, knobs: dict[str, Any], options: Options, signals: Signals) -> Any:
     from framework.cli.running import run
 
-    plugins = [Listed("signals", signals, "command line"), *options.plugin]
+    plugins = [Listed("_signals", signals, "command line"), *options.plugin]
     return run(
         lab, seed=options.seed, device=options.device, plugins=plugins,
         run_dir=options.run_dir or None, deterministic=options.deterministic, **knobs,

@@ -42,7 +42,7 @@ class Console:
             _say(f"{split if split != 'train' else 'data':<10}{_described(loader)}")
         _say(f"model     {described(trainer.model)}")
         _say(f"device    {trainer.device}")
-        _say(f"plugins   {', '.join(trainer.plugins)}")
+        _say(f"plugins   {', '.join(name for name in trainer.plugins if not name.startswith('_'))}")
 
     def on_epoch_end(self, epoch: int, metrics: Mapping[str, Any]) -> None:
         self._pending = metrics

@@ -59,6 +59,8 @@ def draw(runs: Mapping[str, Rows], path: Path, best: Mapping[str, Any] | None = 
         for axes, (base, names) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
             _panel(axes, base, names, runs, best)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+            if len({row["epoch"] for rows in runs.values() for row in rows}) == 1:
+                axes.set_xlim(next(iter(runs.values()))[0]["epoch"] - 0.5, next(iter(runs.values()))[0]["epoch"] + 0.5)
         axes.set_xlabel("epoch")
         title = "/".join(path.absolute().parts[-3:-1])
         if title.isascii():  # the fonts of matplotlib have no Hangul
@@ -74,7 +76,7 @@ def _panels(runs: Mapping[str, Rows]) -> dict[str, list[str]]:
     """The figures by what they measure: `train_loss` and `val_loss` share the panel `loss`."""
     panels: dict[str, list[str]] = {}
     for rows in runs.values():
-        for name in (name for row in rows[:1] for name in row if name not in ("epoch", "step")):
+        for name in dict.fromkeys(name for row in rows for name in row if name not in ("epoch", "step")):
             split, _, rest = name.partition("_")
             names = panels.setdefault(rest if split in ("train", "val") and rest else name, [])
             names += [name] if name not in names else []
@@ -86,17 +88,18 @@ def _panel(axes: Axes, base: str, names: list[str], runs: Mapping[str, Rows], be
     for number, (label, rows) in enumerate(runs.items()):
         for name in names:
             points = [(row["epoch"], float(row[name])) for row in rows if name in row]
-            finite = [(x, y) for x, y in points if math.isfinite(y)]
-            shown += [y for _, y in finite]
+            finite = [y for _, y in points if math.isfinite(y)]
+            shown += finite
             split = name.partition("_")[0] if name != base else name
+            below = len(runs) == 2 and number == 0  # of two equal curves the lower one still shows
             style = {
                 "color": f"C{number if len(runs) > 1 else names.index(name)}",
                 "linestyle": "--" if len(runs) > 1 and split == "train" and len(names) > 1 else "-",
                 "marker": "." if len(points) <= 30 else "",
-                "linewidth": 1.5 + 2 * max(0, len(runs) - 1 - number),  # a curve below an equal one still shows
+                "linewidth": 3.5 if below else 1.5,
             }
             label_ = f"{label} {split}".strip() if len(names) > 1 or not label else label
-            _curve(axes, finite, label_, style)
+            _curve(axes, points, label_, style)
             if len(finite) < len(points):
                 axes.set_title(f"{name} is inf or nan in {len(points) - len(finite)} epochs", fontsize=9, loc="right")
     axes.set_ylabel(base)
@@ -111,7 +114,7 @@ def _panel(axes: Axes, base: str, names: list[str], runs: Mapping[str, Rows], be
 
 def _curve(axes: Axes, points: Sequence[tuple[float, float]], label: str, style: Mapping[str, Any]) -> None:
     """A line; where many points go up and down a faint one, with its moving median on top."""
-    x, y = [x for x, _ in points], [y for _, y in points]
+    x, y = [x for x, _ in points], [y if math.isfinite(y) else math.nan for _, y in points]  # nan breaks the line
     turns = sum((b - a) * (c - b) < 0 for a, b, c in zip(y, y[1:], y[2:], strict=False))
     if len(y) < MANY or turns < len(y) / 10:
         axes.plot(x, y, label=label, **style)
@@ -123,7 +126,7 @@ def _curve(axes: Axes, points: Sequence[tuple[float, float]], label: str, style:
 
 
 def _mark_best(axes: Axes, names: list[str], rows: Rows, best: Mapping[str, Any] | None) -> None:
-    monitor = best["monitor"] if best else next((n for n in ("val_loss", "train_loss") if n in names), None)
+    monitor = best["monitor"] if best else next((n for n in ("val_loss", "train_loss") if n in names), "")
     if monitor not in names:
         return
     row = best
@@ -132,8 +135,8 @@ def _mark_best(axes: Axes, names: list[str], rows: Rows, best: Mapping[str, Any]
         sign = 1 if mode_of(monitor) == "min" else -1
         row = min(finite, key=lambda row: sign * row[monitor], default=None)
     if row is not None and math.isfinite(row[monitor]):
-        axes.plot([row["epoch"]], [row[monitor]], "o", color="black", fillstyle="none", markersize=8,
-                  label=f"best: {row[monitor]:.4g} in epoch {row['epoch']}")  # fmt: skip
+        axes.plot([row["epoch"]], [row[monitor]], "o", color=f"C{names.index(monitor)}", fillstyle="none", markersize=9,
+                  markeredgewidth=2, label=f"best: {row[monitor]:.4g} in epoch {row['epoch']}")  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------ verbs

@@ -315,7 +315,7 @@ def test_a_data_set_of_which_samples_are_missing_at_the_end_is_told() -> None:
         DataLoader(Ends(), batch_size=None),
         DataLoader(Ends(), batch_sampler=BatchSampler(SequentialSampler(range(5)), 2, False)),
     ):
-        with pytest.raises(DataError, match=r"the data gave \d of \d batches: does the data set raise StopIteration"):
+        with pytest.raises(DataError, match=r"\d batches did not come: does the data set raise StopIteration"):
             list(on_device(loader, CPU))
 
 

@@ -433,6 +433,7 @@ def test_a_fit_without_batch_size_draws_no_random_number(oracle: Any) -> None:
     oracle.assert_same(before, oracle.random_states())
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 warns of the fork of a DataLoader
 def test_a_worker_process_changes_no_bit(oracle: Any) -> None:
     case = Case(data="dataset", samples=5, epochs=2)
     made = case.build()

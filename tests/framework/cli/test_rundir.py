@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from framework import RunDirError, read_runs, rundir
+from framework import RunDirError, read_runs
+from framework.cli import rundir
 
 
 @pytest.fixture(autouse=True)

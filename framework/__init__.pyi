@@ -1,0 +1,24 @@
+from framework.architecture import described as described
+from framework.architecture import layers as layers
+from framework.checkpoint import Snapshot as Snapshot
+from framework.cli.rundir import read_runs as read_runs
+from framework.cli.running import build as build
+from framework.cli.running import run as run
+from framework.errors import CheckpointError as CheckpointError
+from framework.errors import DataError as DataError
+from framework.errors import DeviceError as DeviceError
+from framework.errors import FrameworkError as FrameworkError
+from framework.errors import NonFiniteError as NonFiniteError
+from framework.errors import PluginError as PluginError
+from framework.errors import RecipeError as RecipeError
+from framework.errors import RunDirError as RunDirError
+from framework.errors import UsageError as UsageError
+from framework.hooks import hookimpl as hookimpl
+from framework.metrics import Monitor as Monitor
+from framework.metrics import mode_of as mode_of
+from framework.recipe import Recipe as Recipe
+from framework.trainer import Result as Result
+from framework.trainer import Trainer as Trainer
+
+__version__: str
+__all__: list[str]
