@@ -11,6 +11,7 @@ import re
 import typing
 import warnings
 from collections.abc import Callable, Container, Mapping
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -105,7 +106,7 @@ def _refuse_values_of_flags(lab: Lab, arguments: list[str]) -> None:
     """--flag=False and --flag False, which are clear enough to be told what to write instead."""
     for name in [name for name, parameter in lab.knobs.items() if isinstance(parameter.default, bool)]:
         option = "--" + name.replace("_", "-")
-        for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        for argument, following in pairwise([*arguments, ""]):
             if argument.startswith(f"{option}=") or (argument == option and following.lower() in ("true", "false")):
                 raise UsageError(f"{option} takes no value: write {option} or --no-{option[2:]}")
 

@@ -23,6 +23,7 @@ def knob(lab, fine):
 @pytest.mark.parametrize(
     ("declared", "arguments", "expected"),
     [
+        ("k: bool = True", [], "True"),
         ("k: float = 0.1", ["--k", "0.5"], "0.5"),
         ("k: float = 0.1", ["--k=0.5"], "0.5"),
         ("k: float = 0.1", ["--k", "-1e-3"], "-0.001"),
