@@ -42,11 +42,11 @@ def make_loader(
         DataError: nothing in it, x and y of different length, or no batch left by drop_last
     """
     if isinstance(data, (DataLoader, Whole)):
-        if _length(data) == 0:
+        if length(data) == 0:
             raise DataError(f"{split}: the DataLoader gives no batch")
         return data
     dataset = _dataset(data, split)
-    size = _length(dataset)
+    size = length(dataset)
     if size == 0:
         raise DataError(f"{split}: the data set is empty")
     if size is None and not isinstance(dataset, IterableDataset):
@@ -94,7 +94,8 @@ def _stacked(tree: Any, split: str) -> Any:
     return stacked
 
 
-def _length(data: Any) -> int | None:
+def length(data: Any) -> int | None:
+    """Its length; None where it does not know."""
     try:
         return len(data)
     except (TypeError, NotImplementedError):  # an IterableDataset need not know
@@ -106,7 +107,7 @@ def _whole(data: Any, dataset: Dataset[Any]) -> Any:
         return tuple(data)
     if isinstance(dataset, IterableDataset):
         return default_collate(list(dataset))
-    return default_collate([dataset[index] for index in range(_length(dataset) or 0)])
+    return default_collate([dataset[index] for index in range(length(dataset) or 0)])
 
 
 def on_device(loader: Iterable[Any], device: torch.device, pairs: bool = False) -> Iterator[Any]:

@@ -6,6 +6,7 @@ A hook that nobody implements is None, so each line below is the plain line of a
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from framework.data import make_loader, on_device, windows
+from framework.data import length, make_loader, on_device, windows
 from framework.device import apply, place
 from framework.errors import DataError
 from framework.metrics import Mean, SplitMetrics
@@ -72,7 +73,7 @@ def run(trainer: Trainer) -> None:
 def train(trainer: Trainer, loader: Iterable[Any]) -> Mapping[str, float] | None:
     """One pass over train; its figures, or None where a stop was honoured before its end."""
     hooks, model, optimizer = trainer.plugins.frozen("train"), trainer.prepared, trainer.optimizer
-    mean = Mean(trainer.device, trainer.refusing("train"))
+    mean, first = Mean(trainer.device, trainer.refusing("train")), trainer.step
     model.train()
     hooks.on_split_start(trainer, "train")
     loss_of: Callable[..., Tensor] = functools.partial(checked, trainer.loss)  # the first batch is looked at
@@ -109,8 +110,10 @@ def train(trainer: Trainer, loader: Iterable[Any]) -> Mapping[str, float] | None
                 seen = apply(Tensor.detach, output) if hooks.output_is_asked_for else None
                 hooks.on_batch_end(trainer, "train", batch, seen, loss.detach(), trainer.samples)
             loss_of = trainer.loss
-        if (trainer.asked or hooks.agree) and trainer.honour() and next(fetched, None) is not None:
-            return None
+        if (trainer.asked or hooks.agree) and trainer.honour():
+            windows_of_all = math.ceil((length(loader) or 0) / trainer.accumulate)
+            if trainer.step - first < windows_of_all or (not windows_of_all and next(fetched, None) is not None):
+                return None
     return _figures(trainer, "train", loader, mean)
 
 

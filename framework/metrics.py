@@ -117,15 +117,11 @@ class Monitor:
     def __init__(self, name: str | None = None, mode: str = "auto", min_delta: float = 0.0) -> None:
         if min_delta < 0:
             raise UsageError(f"min_delta must not be negative, got {min_delta!r}")
-        mode_of("", mode)
-        self.wanted = name
-        self.wanted_mode = mode
-        self.min_delta = min_delta
-        self.reset()
+        self.wanted, self.wanted_mode, self.min_delta = name, mode, min_delta
+        self._reset(name or "train_loss")
 
-    def reset(self) -> None:
-        self.name = self.wanted or "train_loss"
-        self.mode = mode_of(self.name, self.wanted_mode)
+    def _reset(self, name: str) -> None:
+        self.name, self.mode = name, mode_of(name, self.wanted_mode)
         self.best: float | None = None
         self.epoch: int | None = None
         self.waited = 0
@@ -136,10 +132,7 @@ class Monitor:
         Raises:
             UsageError: no such figure will be there at the end of an epoch; with a suggestion
         """
-        self.reset()
-        if self.wanted is None and "val_loss" in trainer.metric_names:
-            self.name = "val_loss"
-            self.mode = mode_of(self.name, self.wanted_mode)
+        self._reset(self.wanted or ("val_loss" if "val_loss" in trainer.metric_names else "train_loss"))
         if self.name not in trainer.metric_names:
             raise UsageError(f"no metric {self.name!r} to monitor.{did_you_mean(self.name, trainer.metric_names)}")
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from framework.data import no_pair
 from framework.device import dtype_of, leaves, named
 from framework.errors import DataError, DeviceError, FrameworkError
 
@@ -116,6 +117,8 @@ def explain(error: BaseException, model: nn.Module, loss: Any, batch: Any, outpu
     """The mistake behind torch's error, or None where none of the known ones fits."""
     if isinstance(error, FrameworkError) or not isinstance(error, Exception):
         return None
+    if isinstance(batch, dict) and isinstance(error, KeyError):  # one of forward and compute_loss is not replaced
+        return DataError(no_pair(batch))
     case = Case(error, model, loss, batch, output)
     if re.search(r"device|meta tensor|backend", str(error)) and (sentence := _devices(case)):
         return DeviceError(sentence)

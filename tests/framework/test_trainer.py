@@ -296,9 +296,6 @@ def test_a_stop_in_the_last_epoch_is_still_told() -> None:
     assert (result.epochs, result.stop_reason) == (2, "enough")
 
 
-# The loop asks the loader for one more batch to know whether the epoch was over. With a data set that draws from the
-# global generator that is one batch of draws more than the loop that breaks; a checkpoint saved there is not affected.
-@pytest.mark.xfail(strict=True, reason="a stop fetches one batch more, to know whether the epoch is over")
 def test_an_honoured_stop_inside_an_epoch_has_drawn_no_more_than_the_loop_that_breaks(oracle: Any) -> None:
     """The rest of the epoch is not asked for: the random state is that after the step."""
 
