@@ -376,3 +376,26 @@ def test_a_mistake_is_explained_under_a_wrap_as_well(hook: str) -> None:
     model = nn.Linear(3, 3).requires_grad_(False)
     data = torch.rand(5, 3), torch.zeros(5, dtype=torch.int64)
     assert "no parameter to train" in refused(model, F.cross_entropy, data, plugins=[wraps])
+
+
+def test_a_dict_with_only_one_of_forward_and_compute_loss_replaced_is_told_as_such() -> None:
+    class Forward:
+        def forward(self, model: nn.Module, batch: Any) -> torch.Tensor:
+            return model(batch["x"])
+
+    model = nn.Linear(3, 1)
+    rows = [{"x": torch.rand(3), "y": torch.rand(1)} for _ in range(4)]
+    told = refused(model, nn.MSELoss(), rows_of(rows), plugins=[Forward()], batch_size=2)
+    assert told.startswith("a batch must be a pair (x, y), this one is 2 parts: batch['x'] (2, 3) float32 on cpu")
+    assert "a plugin with forward and compute_loss can take others" in told
+
+
+def rows_of(rows: list[Any]) -> torch.utils.data.Dataset[Any]:
+    class Rows(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return len(rows)
+
+        def __getitem__(self, index: int) -> Any:
+            return rows[index]
+
+    return Rows()
