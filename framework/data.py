@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, StackDataset, TensorDataset, default_collate
-from torch.utils.data.sampler import BatchSampler, RandomSampler, SequentialSampler
 
 from framework.device import apply, describe, leaves, move, named
 from framework.errors import DataError, UsageError
@@ -114,23 +113,16 @@ def on_device(loader: Iterable[Any], device: torch.device, pairs: bool = False) 
     """Each batch on the device, a list as a tuple: the usual batch is `(x, y)`.
 
     Raises:
-        DataError: a batch that is no pair, with `pairs`; a data set that ends before its length
+        DataError: a batch that is no pair, with `pairs`
     """
-    missing = 0
-    if type(loader) is DataLoader:
-        kinds = {type(loader.batch_sampler), type(getattr(loader.batch_sampler, "sampler", loader.sampler))}
-        if kinds <= {BatchSampler, RandomSampler, SequentialSampler, type(None)}:
-            missing = len(loader)  # samplers of the user's own may know their length less well
     for batch in loader:
-        missing -= 1
         moved = move(batch, device)
         if isinstance(moved, list):
             moved = tuple(moved)
         if pairs and not (isinstance(moved, tuple) and len(moved) == 2):
             raise DataError(no_pair(batch))
         yield moved
-    if missing > 0:  # Python takes a StopIteration out of a data set for the end of the loader
-        raise DataError(f"{missing} batches did not come: does the data set raise StopIteration?")
+        batch = moved = None  # not kept while the next one is fetched
 
 
 def no_pair(batch: Any) -> str:
@@ -168,17 +160,19 @@ def count_samples(batch: Any) -> int:
     return counts.pop()
 
 
-def sizes(batch_size: Any, shuffle: Any, drop_last: Any, data: Any) -> tuple[int | None, bool, bool]:
-    """What `fit` was asked for, checked. With a DataLoader none of the three may be given.
+def sizes(
+    batch_size: Any, shuffle: Any, drop_last: Any, data: Any, num_workers: Any = None
+) -> tuple[int | None, bool, bool]:
+    """What `fit` was asked for, checked. With a DataLoader none of them may be given.
 
     Raises:
         UsageError: a batch size that is not a whole number from 1 up, or one beside a DataLoader
     """
-    given = {"batch_size": batch_size, "shuffle": shuffle, "drop_last": drop_last}
+    given = {"batch_size": batch_size, "shuffle": shuffle, "drop_last": drop_last, "num_workers": num_workers}
     if isinstance(data, DataLoader):
         extra = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
         if extra:
-            raise UsageError(f"train is a DataLoader, which has its own batches: leave out {extra}")
+            raise UsageError(f"the data is a DataLoader, which has its own batches: leave out {extra}")
     if batch_size is not None:
         positive("batch_size", batch_size)
     if isinstance(data, IterableDataset):

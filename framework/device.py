@@ -54,20 +54,27 @@ def place(model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.devi
 
 
 def move(tree: Any, device: torch.device) -> Any:
-    """The same tree of dicts, lists and tuples with every tensor on `device`; what is there already is not copied."""
-    return apply(lambda tensor: tensor.to(device), tree)
+    """The same tree of dicts, lists and tuples on `device`; what is there already is not copied.
+
+    An object with a `to` of its own, such as a PackedSequence, is moved by it.
+    """
+    return apply(lambda found: found.to(device), tree, lambda found: hasattr(found, "to"))
 
 
-def apply(function: Callable[[Tensor], Any], tree: Any) -> Any:
-    """The same tree of dicts, lists and tuples with `function` applied to its tensors; other leaves stay."""
-    if isinstance(tree, Tensor):
+def apply(function: Callable[[Any], Any], tree: Any, leaf: Callable[[Any], bool] = lambda _: False) -> Any:
+    """The same tree of dicts, lists and tuples with `function` applied to its tensors; other leaves stay.
+
+    Args:
+        leaf: what to apply the function to as well, beside tensors
+    """
+    if isinstance(tree, Tensor) or leaf(tree):
         return function(tree)
     if isinstance(tree, dict):
-        return {key: apply(function, value) for key, value in tree.items()}
+        return {key: apply(function, value, leaf) for key, value in tree.items()}
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(apply(function, value) for value in tree))
+        return type(tree)(*(apply(function, value, leaf) for value in tree))
     if isinstance(tree, (list, tuple)):
-        return type(tree)(apply(function, value) for value in tree)
+        return type(tree)(apply(function, value, leaf) for value in tree)
     return tree
 
 

@@ -7,7 +7,7 @@ import importlib
 import importlib.metadata
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,12 @@ def find(spec: Any, listed: str = "list") -> list[Listed]:
     with _blamed_on(spec, origin(point)):
         found = _instance(point.load())
     return [Listed(spec, found, listed, origin(point))]
+
+
+def several(specs: Any) -> list[Any]:
+    """A list of plugins, also where a single one or None was given."""
+    single = isinstance(specs, str) or not isinstance(specs, Iterable)
+    return ([] if specs is None else [specs]) if single else list(specs)
 
 
 def check(spec: Any) -> None:

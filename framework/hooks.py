@@ -140,7 +140,7 @@ class HookSpecs:
 
     @hook("tell", hot=True)
     def on_batch_start(self, trainer: Trainer, split: str, batch: Any) -> None:
-        """The batch `(x, y)` is on the device. May lower `trainer.samples` (the rest is padding)."""
+        """The batch `(x, y)` is on the device. May lower `trainer.samples` (the rest is padding) and set `weight`."""
 
     @hook("make", hot=True)
     def forward(self, trainer: Trainer, model: nn.Module, split: str, batch: Any) -> Any:
@@ -217,5 +217,4 @@ def attributes(plugin: Any) -> dict[str, Any]:
 
 
 def mark_of(function: Any) -> dict[str, Any]:
-    mark: dict[str, Any] = getattr(function, f"{PROJECT}_impl", {})
-    return mark
+    return getattr(function, f"{PROJECT}_impl", {})

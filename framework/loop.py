@@ -76,7 +76,7 @@ def train(trainer: Trainer, loader: Iterable[Any]) -> Mapping[str, float] | None
     mean, first = Mean(trainer.device, trainer.refusing("train")), trainer.step
     model.train()
     hooks.on_split_start(trainer, "train")
-    loss_of: Callable[..., Tensor] = functools.partial(checked, trainer.loss)  # the first batch is looked at
+    loss_of, later = _losses(trainer, "train")
     pairs = not (hooks.forward or hooks.compute_loss)
     fetched = windows(on_device(loader, trainer.device, pairs), trainer.accumulate)
     for window in fetched:
@@ -89,8 +89,7 @@ def train(trainer: Trainer, loader: Iterable[Any]) -> Mapping[str, float] | None
             if hooks.on_batch_start:
                 hooks.on_batch_start(trainer, "train", batch)
             output = hooks.forward(trainer, model, "train", batch) if hooks.forward else model(batch[0])
-            compute = hooks.compute_loss
-            loss = compute(trainer, "train", output, batch) if compute else loss_of(output, batch[1])
+            loss = loss_of(output, batch)
             mean.add(loss, trainer.samples)  # on a CPU it stops at inf and nan here, before the parameters get them
             weighted = loss if trainer.weight == 1.0 else loss * trainer.weight
             if hooks.backward:
@@ -109,7 +108,8 @@ def train(trainer: Trainer, loader: Iterable[Any]) -> Mapping[str, float] | None
             if hooks.on_batch_end:
                 seen = apply(Tensor.detach, output) if hooks.output_is_asked_for else None
                 hooks.on_batch_end(trainer, "train", batch, seen, loss.detach(), trainer.samples)
-            loss_of = trainer.loss
+            loss_of = later
+        batch = None  # an error in the data set is not to be explained with the batch before
         if (trainer.asked or hooks.agree) and trainer.honour():
             windows_of_all = math.ceil((length(loader) or 0) / trainer.accumulate)
             if trainer.step - first < windows_of_all or (not windows_of_all and next(fetched, None) is not None):
@@ -124,21 +124,29 @@ def evaluate(trainer: Trainer, split: str, loader: Iterable[Any], taken: Iterabl
     mean = Mean(trainer.device, trainer.refusing(split))
     model.eval()
     hooks.on_split_start(trainer, split)
-    loss_of: Callable[..., Tensor] = functools.partial(checked, trainer.loss)
+    loss_of, later = _losses(trainer, split)
     pairs = not (hooks.forward or hooks.compute_loss)
     for batch in on_device(loader, trainer.device, pairs):
         output = None
         trainer.samples, trainer.weight = trainer.count(batch), 1.0
+        trainer.boundary = trainer.stepped = False
         if hooks.on_batch_start:
             hooks.on_batch_start(trainer, split, batch)
         output = hooks.forward(trainer, model, split, batch) if hooks.forward else model(batch[0])
-        compute = hooks.compute_loss
-        loss = compute(trainer, split, output, batch) if compute else loss_of(output, batch[1])
+        loss = loss_of(output, batch)
         mean.add(loss, trainer.samples)
         if hooks.on_batch_end:
             hooks.on_batch_end(trainer, split, batch, output, loss, trainer.samples)
-        loss_of = trainer.loss
+        loss_of, batch = later, None
     return _figures(trainer, split, loader, mean, taken)
+
+
+def _losses(trainer: Trainer, split: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """The loss of an output and a batch: for the first batch, which is looked at once a fit, and for later ones."""
+    compute = trainer.plugins.frozen(split).compute_loss
+    later = (lambda *given: compute(trainer, split, *given)) if compute else lambda o, batch: trainer.loss(o, batch[1])
+    looked_at, trainer.looked_at = trainer.looked_at, trainer.looked_at | {split}
+    return later if split in looked_at - {"test"} else functools.partial(checked, later), later
 
 
 def _figures(

@@ -6,11 +6,10 @@ only after something has failed, so it costs a healthy run nothing.
 
 from __future__ import annotations
 
-import math
+import contextlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -33,32 +32,30 @@ _ARITHMETIC = {
 
 
 class _NoBroadcast(TorchFunctionMode):
-    """Refuses an elementwise operation between an output and a target of different shapes."""
+    """Refuses an elementwise operation between an output and a target of different shapes.
+
+    It follows the two through the loss: what is computed from one alone, in its shape, stands for it.
+    """
 
     def __init__(self, output: Tensor, target: Tensor) -> None:
         super().__init__()
-        self.output, self.target = output.shape, target.shape
+        self.output, self.target = [output], [target]
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(function, "__name__", "")
-        shapes = [value.shape for value in (*args, *(kwargs or {}).values()) if isinstance(value, Tensor)]
-        if len(shapes) >= 2:
-            meet = set(shapes[:2]) == {self.output, self.target}
-            if meet and (name in _SAME_SHAPE or (name in _ARITHMETIC and self._grows())):
-                raise DataError(self._sentence())
-        return function(*args, **(kwargs or {}))
-
-    def _grows(self) -> bool:
-        """Whether broadcasting the two gives more numbers than either has."""
-        sizes = list(zip_longest(reversed(self.output), reversed(self.target), fillvalue=1))
-        if any(a != b and 1 not in (a, b) for a, b in sizes):
-            return False  # they cannot be broadcast; torch says so itself
-        return math.prod(max(pair) for pair in sizes) > max(self.output.numel(), self.target.numel())
+        given = [value for value in (*args, *(kwargs or {}).values()) if isinstance(value, Tensor)]
+        sides = [side for side in (self.output, self.target) if any(a is b for a in given[:2] for b in side)]
+        if len(sides) == 2 and (name in _SAME_SHAPE or (name in _ARITHMETIC and _grows(*given[:2]))):
+            raise DataError(self._sentence())
+        result = function(*args, **(kwargs or {}))
+        if len(sides) == 1 and isinstance(result, Tensor) and result.shape == sides[0][0].shape:
+            sides[0].append(result)
+        return result
 
     def _sentence(self) -> str:
-        output, target = tuple(self.output), tuple(self.target)
+        output, target = tuple(self.output[0].shape), tuple(self.target[0].shape)
         compared = f"the output of the model has shape {output} and the target y has shape {target}"
-        if output[:1] == target and output[1:] == (1,):
+        if output[:1] == target and output[1:] == (1,) and output[0] > 1:
             return (
                 f"{compared}: compared elementwise they would be broadcast to {(*output[:1], *output[:1])} and the "
                 "model could only learn the mean. Use y.reshape(-1, 1), or output.squeeze(1) in the model"
@@ -66,17 +63,25 @@ class _NoBroadcast(TorchFunctionMode):
         return f"{compared}; this loss compares element by element and needs them equal"
 
 
-def checked(loss_of: Callable[[Any, Any], Any], output: Any, target: Any) -> Tensor:
-    """`loss_of(output, target)`, the loss of the first batch, refused where output and target would be broadcast.
+def _grows(a: Tensor, b: Tensor) -> bool:
+    """Whether broadcasting the two gives more numbers than either has."""
+    try:
+        together: torch.Size = torch.broadcast_shapes(a.shape, b.shape)
+    except RuntimeError:  # they cannot be broadcast; torch says so itself
+        return False
+    return together.numel() > max(a.numel(), b.numel())
+
+
+def checked(loss_of: Callable[[Any, Any], Any], output: Any, batch: Any) -> Tensor:
+    """`loss_of(output, batch)`, the loss of a first batch, refused where output and target would be broadcast.
 
     Raises:
         DataError: the shapes differ in an elementwise loss, or the loss is not one number
     """
-    if isinstance(output, Tensor) and isinstance(target, Tensor) and output.shape != target.shape:
-        with _NoBroadcast(output, target):
-            loss = loss_of(output, target)
-    else:
-        loss = loss_of(output, target)
+    target: Any = batch[1] if isinstance(batch, tuple) and len(batch) == 2 else None
+    differ = isinstance(output, Tensor) and isinstance(target, Tensor) and output.shape != target.shape
+    with _NoBroadcast(output, target) if differ else contextlib.nullcontext():
+        loss = loss_of(output, batch)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise DataError(f"the loss must be one number in a tensor, got {got}. Take its mean (reduction='mean')")
@@ -122,7 +127,7 @@ def explain(error: BaseException, model: nn.Module, loss: Any, batch: Any, outpu
     case = Case(error, model, loss, batch, output)
     if re.search(r"device|meta tensor|backend", str(error)) and (sentence := _devices(case)):
         return DeviceError(sentence)
-    for pattern, rule in _RULES:
+    for pattern, rule in _RULES if batch is not None else ():
         if re.search(pattern, str(error)) and (sentence := rule(case)):
             return DataError(sentence)
     return None
@@ -145,9 +150,11 @@ def _devices(case: Case) -> str | None:
             where.setdefault(str(tensor.device), f"the model ({kind} {name!r}) is on {tensor.device}")
     for name, tensor in (*named(case.batch), *leaves(case.output, "the output")):
         where.setdefault(str(tensor.device), f"{name} is on {tensor.device}")
-    if len(where) < 2:
-        return None
-    return f"{' and '.join(where.values())}: everything in one step must be on the same device"
+    if "meta" in where and len(where) == 1:
+        return f"{where['meta']}, which holds no data: build the model on a real device"
+    return (
+        f"{' and '.join(where.values())}: everything in one step must be on the same device" if len(where) > 1 else None
+    )
 
 
 @_rule(r"[Tt]arget.*out of bounds")

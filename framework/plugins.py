@@ -161,7 +161,7 @@ class Plugins(Mapping[str, Any]):
     def __init__(self, specs: Iterable[Any], core: Mapping[str, Callable[..., Any]]) -> None:
         self.order: list[Listed] = []
         self.impls: list[Impl] = []
-        self._core = core
+        self._core, self._named = core, {}
         self._frozen: dict[str, SimpleNamespace] = {}
         findings: list[str] = []
         for spec in specs:
@@ -172,6 +172,7 @@ class Plugins(Mapping[str, Any]):
         for name, count in Counter(listed.name for listed in self.order).items():
             if count > 1:
                 findings.append(f"{count} plugins are called {name!r}; give one of them another name, name=...")
+        self._named = {listed.name: listed.plugin for listed in self.order}
         self._manager = _PluginManager(PROJECT)
         self._manager.add_hookspecs(HookSpecs)
         own = Listed("framework", None)
@@ -187,7 +188,7 @@ class Plugins(Mapping[str, Any]):
             self._manager.register(adapter, name=str(id(adapter)))
 
     def __getitem__(self, name: str) -> Any:
-        return {listed.name: listed.plugin for listed in self.order}[name]
+        return self._named[name]
 
     def __iter__(self) -> Iterator[str]:
         return (listed.name for listed in self.order)
@@ -242,7 +243,8 @@ class Plugins(Mapping[str, Any]):
             candidates = owners.get(frame.f_code, [])
             thrown_in = traceback is not None and traceback.tb_frame.f_code is _once.__code__
             if candidates and not thrown_in:  # not a wrap that only passes on what was raised inside it
-                blamed = next((impl for impl in candidates if _is_of(impl.function, frame)), candidates[0])
+                itself = frame.f_locals.get(next(iter(frame.f_code.co_varnames), ""))
+                blamed = next((impl for impl in candidates if impl.listed.plugin is itself), candidates[0])
         return blamed
 
     def metric_names(self, split: str) -> list[str]:
@@ -254,23 +256,13 @@ class Plugins(Mapping[str, Any]):
         return {name: plugin.state_dict() for name, plugin in self.items() if hasattr(plugin, "state_dict")}
 
 
-def _is_of(function: Any, frame: types.FrameType) -> bool:
-    """Whether this function was called, and not another of the same code: by its self and by what it closes over."""
-    code, values = frame.f_code, frame.f_locals
-    held = [cell.cell_contents for cell in inspect.unwrap(function).__closure__ or ()]
-    owner = getattr(function, "__self__", None)
-    found = [values.get(name) for name in (*code.co_freevars, *code.co_varnames[: owner is not None])]
-    return all(a is b for a, b in zip(found, [*held, owner], strict=False))
-
-
 def _compiled(hook: Hook, impls: Sequence[Impl]) -> Callable[..., Any]:
     """One function that calls all of them with what each asks for: the price of a tell is one Python call."""
     calls = [f"f{i}({', '.join(impl.arguments)})" for i, impl in enumerate(impls)]
     calls[-1] = f"return {calls[-1]}"
     space: dict[str, Any] = {f"f{i}": impl.function for i, impl in enumerate(impls)}
     exec(f"def {hook.signature}:\n    " + "\n    ".join(calls), space)  # names come from HOOKS, checked before
-    compiled: Callable[..., Any] = space[hook.name]
-    return compiled
+    return space[hook.name]  # type: ignore[no-any-return]
 
 
 def _making(call: Callable[..., Any], impl: Impl, core: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from framework import checkpoint, data, device, loop, mistakes
 from framework.checkpoint import Snapshot
 from framework.device import resolve
+from framework.discovery import several
 from framework.errors import NonFiniteError, UsageError
 from framework.plugins import Plugins
 from framework.seed import kept_random_states
@@ -70,7 +71,7 @@ class Trainer:
         self.device = resolve(device)
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.on_nonfinite = on_nonfinite
-        self.plugins = Plugins([plugins] if isinstance(plugins, str) else plugins, loop.ANSWERS)
+        self.plugins = Plugins(several(plugins), loop.ANSWERS)
         self.prepared = model  # what prepare_model gave; the user's module before that
         self.count = samples or data.count_samples
         self.epochs = self.epoch = self.step = 0
@@ -79,6 +80,7 @@ class Trainer:
         self.loaders: dict[str, Any] = {}
         self.metric_names: tuple[str, ...] = ()
         self.history: list[dict[str, Any]] = []
+        self.looked_at: set[str] = set()  # the splits of which a first batch was looked at for mistakes
         self._running = False
         self._stop: str | None = None
         self._saves: list[str] = []
@@ -104,8 +106,10 @@ class Trainer:
             UsageError: bad input, before anything is trained where it can be known
             NonFiniteError: the loss became inf or nan
         """
+        if self._running:
+            raise UsageError("a fit of this trainer is running; another one cannot begin inside it")
         started = time.monotonic()
-        sizes = data.sizes(batch_size, shuffle, drop_last, train)
+        sizes = data.sizes(batch_size, shuffle, drop_last, train, num_workers or None)
         self.epochs, self.accumulate = data.positive("epochs", epochs), data.positive("accumulate", accumulate)
         self.num_workers = data.positive("num_workers", num_workers, least=0)
         failure: BaseException | None = None
@@ -188,15 +192,14 @@ class Trainer:
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum of `value` over all processes; plugins sum before they divide."""
-        total: Tensor = self.plugins.frozen("train").reduce(self, value)
-        return total
+        return self.plugins.frozen("train").reduce(self, value)  # type: ignore[no-any-return]
 
     # --------------------------------------------------------------------------------------------- around the loop
 
     def _start(self, train: Any, val: Any, batch_size: int | None, shuffle: bool, drop_last: bool) -> None:
         hooks = self.plugins.frozen("train")
         self.epoch = self.step = 0
-        self._stop, self._saves, self.history, self.loaders = None, [], [], {}
+        self._stop, self._saves, self.history, self.loaders, self.looked_at = None, [], [], {}, set()
         self.prepared = hooks.prepare_model(self, self.model)
         device.place(self.model, self.optimizer, self.device)
         self.loaders["train"] = hooks.make_loader(self, train, "train", batch_size, shuffle, drop_last)
@@ -299,6 +302,6 @@ def _at_work(error: BaseException) -> tuple[Any, Any]:
     while traceback is not None:
         frame = traceback.tb_frame
         if frame.f_globals.get("__name__") in (loop.__name__, data.__name__, __name__) and "batch" in frame.f_locals:
-            batch, output = frame.f_locals["batch"], frame.f_locals.get("output")
+            batch, output = frame.f_locals["batch"], frame.f_locals.get("output", output)
         traceback = traceback.tb_next
     return batch, output

@@ -6,6 +6,7 @@ Exit status: 0; 1 the training failed; 2 the user's mistake, told in a line or t
 from __future__ import annotations
 
 import ast
+import errno
 import importlib
 import importlib.metadata
 import importlib.util
@@ -21,6 +22,8 @@ from framework.errors import FrameworkError, UsageError, did_you_mean
 
 COMMANDS = "framework.commands"  # entry points: verbs that packages bring along
 VERBS = {"evaluate": "runs", "hooks": "show", "plugins": "show", "predict": "runs", "recipes": "show"}
+
+DISK_FAULTS = (errno.ENOSPC, errno.EIO, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # nobody's mistake
 
 USAGE = """\
 usage: python -m framework RECIPE [--knob value ...]     run a recipe: a file, or the name of an installed one
@@ -40,7 +43,8 @@ def main(argv: list[str] | None = None) -> int:
         return _dispatch(arguments)
     except FrameworkError as error:
         _tell(error, verbose)
-        return 2 if isinstance(error, UsageError) else 1
+        of_the_disk = isinstance(error.__cause__, OSError) and error.__cause__.errno in DISK_FAULTS
+        return 2 if isinstance(error, UsageError) and not of_the_disk else 1
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130

@@ -55,7 +55,11 @@ def claim(path: Path) -> Path:
         if INFO in held:
             stopped = read_info(path).get("stop_reason") is not None
             if stopped or checkpoint.find(path, "last", "best"):
-                what = "a finished run" if stopped else "an unfinished run with a checkpoint, for resume to go on with"
+                what = (
+                    "a finished run"
+                    if stopped
+                    else "an unfinished run with a checkpoint (a later version will have resume)"
+                )
                 raise RunDirError(f"{path} holds {what}; name another directory for a new run")
             (path / ROWS).unlink(missing_ok=True)
         probe = path / ".tmp-probe"

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tokenize
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +21,7 @@ from framework import checkpoint
 from framework.cli import rundir, verbs
 from framework.cli.lab import Lab, find_lab
 from framework.device import resolve
-from framework.discovery import DISTRIBUTION, Listed, check, find
+from framework.discovery import DISTRIBUTION, Listed, check, find, several
 from framework.errors import PluginError, RunDirError, UsageError, did_you_mean
 from framework.plugins import examine
 from framework.recipe import Recipe
@@ -54,13 +54,12 @@ def run(
     """
     lab = find_lab(recipe)
     settings = lab.settings(knobs)
-    extra = list(plugins)
+    extra = several(plugins)
     target = resolve(device)
     _check_all(extra)  # a misspelt name is told before anything is built or downloaded
     named = None if run_dir is None else rundir.claim(Path(run_dir))
-    if deterministic:
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
+    if not -(2**63) <= seed < 2**64:
+        raise UsageError(f"seed must be a whole number of at most 64 bits, got {seed}")
     seed_everything(seed)
     made = None
     try:
@@ -76,9 +75,23 @@ def run(
     print(f"seed      {seed}")
     about = {"recipe": lab.name, "file": lab.file, "sha256": lab.sha256, "knobs": settings, "seed": seed,
              "device": str(target), "deterministic": deterministic}  # fmt: skip
-    if isinstance(made, Recipe):
-        return _run_one(made, lab, about, extra, target, path, own)
-    return _run_variants(made, lab, about, extra, target, path, own)
+    train = _run_one if isinstance(made, Recipe) else _run_variants
+    with _deterministic(deterministic):
+        return train(made, lab, about, extra, target, path, own)
+
+
+@contextlib.contextmanager
+def _deterministic(asked: bool) -> Iterator[None]:
+    """Refuse operations whose result can differ from run to run, if that was asked for; for this run alone."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    if asked:
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
 
 
 def _check_all(specs: Iterable[Any]) -> None:
@@ -217,7 +230,7 @@ def line_up(
     if module is not None:
         itself = Listed(module.__name__.rpartition(".")[2], module, "recipe module")
         order += [itself] if any(examine(itself)) else []
-    for spec in listed:
+    for spec in several(listed):
         order += find(spec, "recipe")
     if defaults:
         order += [found for name in default_names() if name not in _names(order) for found in find(name, "default")]
@@ -233,17 +246,18 @@ def line_up(
 
 
 def _names(order: Sequence[Listed]) -> list[str]:
-    return [entry.name for entry in order]
+    return [entry.name for entry in order if not entry.name.startswith("_")]  # those are the command line's own
 
 
 def rebuild(
-    run_dir: Path, recipe: str | None = None, label: str = "best", plugins: Sequence[Any] = ()
+    run_dir: Path, recipe: str | None = None, label: str | None = None, plugins: Sequence[Any] = ()
 ) -> tuple[Recipe, Trainer, Path]:
-    """The Recipe and a Trainer of a run with the weights of its best (else last) checkpoint, and that checkpoint.
+    """The Recipe and a Trainer of a run with the weights of a checkpoint, and that checkpoint.
 
     Args:
         recipe: a recipe file in place of the one that ran
-        label: the checkpoint to take, where there is one
+        label: the checkpoint to take; by default the best if it was chosen on validation data, else the last. (The
+            training loss of an epoch is that of weights before its steps; it cannot choose between weights after.)
         plugins: what to add to the recipe's own, as -p; what a run directory says never names code to run
 
     Raises:
@@ -253,11 +267,12 @@ def rebuild(
     if "variants" in info:
         names = ", ".join(str(run_dir / name) for name in info["variants"])
         raise RunDirError(f"{run_dir} holds several runs; name one of them: {names}")
-    path = checkpoint.find(run_dir, label, *(["last"] if label == "best" else []))
-    if path is None and label != "best" and checkpoint.find(run_dir, "best", "last"):
-        raise RunDirError(f"{run_dir} has no checkpoint {label!r}")
+    on_validation = str((info.get("best") or {}).get("monitor", "")).startswith("val_")
+    labels = [label] if label else ["best", "last"] if on_validation else ["last", "best"]
+    path = checkpoint.find(run_dir, *labels)
     if path is None:
-        raise RunDirError(f"{run_dir} has no checkpoint: was the run without a plugin that saves?")
+        hint = f" {label!r}" if label and checkpoint.find(run_dir, "best", "last") else ": did no plugin save one?"
+        raise RunDirError(f"{run_dir} has no checkpoint{hint}")
     if recipe is None:
         recipe = info.get("file")
         if not recipe or not Path(recipe).is_file():

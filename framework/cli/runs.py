@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from framework.recipe import Recipe
 
 
-def evaluate(run: Path, recipe: str = "", checkpoint: str = "best", plugin: Plugins = ()) -> int:
+def evaluate(run: Path, recipe: str = "", checkpoint: str = "", plugin: Plugins = ()) -> int:
     """The figures of a run's weights on the data of its recipe.
 
     Args:
         run: a run directory
         recipe: the recipe file to use, where the original has gone or changed
-        checkpoint: best or last
+        checkpoint: best or last; by default the best if it was chosen on validation data, else the last
         plugin: as for a run; those of the recipe are there already
     """
     from framework.cli.running import rebuild
 
-    made, trainer, path = rebuild(run, recipe or None, checkpoint, plugin)
+    made, trainer, path = rebuild(run, recipe or None, checkpoint or None, plugin)
     print(f"weights   {path}")
     for split in ("train", "val", "test"):
         data = getattr(made, split)
@@ -43,19 +43,19 @@ def _is_loader(data: Any) -> bool:
     return isinstance(data, DataLoader)
 
 
-def predict(run: Path, input: str, recipe: str = "", checkpoint: str = "best", plugin: Plugins = ()) -> int:
+def predict(run: Path, input: str, recipe: str = "", checkpoint: str = "", plugin: Plugins = ()) -> int:
     """What a run's model says about an input.
 
     Args:
         run: a run directory
         input: one sample, or a list of samples, as JSON, such as "[73,80,75]"
         recipe: the recipe file to use, where the original has gone or changed
-        checkpoint: best or last
+        checkpoint: best or last; by default the best if it was chosen on validation data, else the last
         plugin: as for a run; those of the recipe are there already
     """
     from framework.cli.running import rebuild
 
-    made, trainer, path = rebuild(run, recipe or None, checkpoint, plugin)
+    made, trainer, path = rebuild(run, recipe or None, checkpoint or None, plugin)
     inputs, rows = _inputs(input, made)
     print(f"weights   {path}")
     for row, output in zip(rows, trainer.predict(inputs), strict=True):

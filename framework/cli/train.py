@@ -48,7 +48,8 @@ class Signals:
 def train(recipe: str, arguments: list[str]) -> int:
     """Run a recipe; the exit status."""
     signals = Signals()
-    with _silent() if {"-q", "--quiet"} & set(arguments) else contextlib.nullcontext():  # a recipe may print on import
+    quiet = {"-q", "--quiet"} & set(arguments) and not {"-h", "--help"} & set(arguments)
+    with _silent() if quiet else contextlib.nullcontext():  # a recipe may print on import
         lab = find_lab(recipe)
         knobs, options = of_recipe(lab, arguments)
         made = _run(lab, knobs, options, signals)

@@ -20,6 +20,9 @@ class BestCheckpoint:
     the fit whenever 20 times the duration of the last write has passed: a toy run of a thousand epochs writes once.
     Without a run directory nothing is written; `result.best` and `restore_best` work all the same.
 
+    The weights are those at the end of the best epoch. A training loss is measured on the way there, before each step,
+    so give a run a validation set where the best weights matter.
+
     Several instances keep the best of several figures: `BestCheckpoint("val_accuracy", name="best_accuracy")` labels
     its checkpoint best_accuracy. The first one listed writes the last checkpoint and fills `result.best`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,7 +68,12 @@ def draw(runs: Mapping[str, Rows], path: Path, best: Mapping[str, Any] | None = 
             figure.suptitle(title, fontsize=10)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, metadata={"Date": None})
+            beside = path.with_name(f".tmp-{path.name}")
+            try:
+                figure.savefig(beside, format="svg", metadata={"Date": None})
+                os.replace(beside, path)
+            finally:
+                beside.unlink(missing_ok=True)
         except OSError as error:
             raise RunDirError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -120,7 +126,7 @@ def _curve(axes: Axes, points: Sequence[tuple[float, float]], label: str, style:
         axes.plot(x, y, label=label, **style)
         return
     axes.plot(x, y, **{**style, "linewidth": 0.5, "alpha": 0.4})
-    half = len(y) // 100  # an even window: of a curve that zigzags it takes the middle
+    half = min(len(y) // 100, 50)  # an even window: of a curve that zigzags it takes the middle
     medians = [statistics.median(y[max(0, at - half) : at + half]) for at in range(len(y))]
     axes.plot(x, medians, label=f"{label}, median of {2 * half} epochs", **style)
 

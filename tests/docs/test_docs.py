@@ -55,15 +55,17 @@ def test_every_block_runs_and_shows_what_it_says(page, tmp_path, monkeypatch):
         elif language == "console":
             for command in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
                 line, _, wanted = command.partition("\n")
-                assert_shows(wanted, run(line), line)
+                status, said = run(line)
+                assert_shows(wanted, said, line)
+                assert (status != 0) == ("error:" in wanted), f"{line} ended with {status}"
 
 
-def run(line: str) -> str:
+def run(line: str) -> tuple[int, str]:
     words = shlex.split(line)
     assert words[:3] == ["python", "-m", "framework"], f"a console block of the pages runs only the program: {line}"
     with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(said):
-        main(words[3:])
-    return said.getvalue()
+        status = main(words[3:])
+    return status, said.getvalue()
 
 
 def test_the_readme_has_two_shell_commands_that_ci_runs_word_for_word():

@@ -16,7 +16,6 @@ from torch.utils.data import (
     Dataset,
     IterableDataset,
     RandomSampler,
-    SequentialSampler,
     TensorDataset,
     default_collate,
 )
@@ -301,22 +300,6 @@ def test_a_data_loader_that_does_not_collate_gives_its_samples_as_batches() -> N
 
 def test_workers_are_given_to_the_loader() -> None:
     assert make_loader(tiny_data(), "train", 2, False, False, num_workers=1).num_workers == 1
-
-
-def test_a_data_set_of_which_samples_are_missing_at_the_end_is_told() -> None:
-    class Ends(Counted):
-        def __getitem__(self, index: int) -> Any:
-            if index == 4:
-                raise StopIteration
-            return super().__getitem__(index)
-
-    for loader in (
-        DataLoader(Ends(), batch_size=2),
-        DataLoader(Ends(), batch_size=None),
-        DataLoader(Ends(), batch_sampler=BatchSampler(SequentialSampler(range(5)), 2, False)),
-    ):
-        with pytest.raises(DataError, match=r"\d batches did not come: does the data set raise StopIteration"):
-            list(on_device(loader, CPU))
 
 
 def test_a_sampler_of_the_user_s_own_may_know_better_than_its_length() -> None:

@@ -399,3 +399,75 @@ def rows_of(rows: list[Any]) -> torch.utils.data.Dataset[Any]:
             return rows[index]
 
     return Rows()
+
+
+def test_what_is_computed_from_one_side_alone_is_no_mistake() -> None:
+    """A pairwise ranking loss broadcasts outputs against outputs and targets against targets."""
+
+    def ranking(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return ((output - output.T) * (y[:, None] - y)).mean()
+
+    torch.manual_seed(0)
+    assert fit(nn.Linear(3, 1), ranking, ROW).steps == 1
+
+
+def test_the_two_sides_are_followed_through_a_hand_written_loss() -> None:
+    def hidden(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (output.clamp(min=0) - y.float()).pow(2).mean()
+
+    assert "they would be broadcast to (5, 5)" in refused(nn.Linear(3, 1), hidden, ROW)
+
+
+def test_the_loss_of_a_plugin_is_looked_at_as_well() -> None:
+    class Own:
+        def compute_loss(self, trainer: Trainer, output: torch.Tensor, batch: Any) -> torch.Tensor:
+            return trainer.loss(output, batch[1])
+
+    assert "they would be broadcast to (5, 5)" in refused(nn.Linear(3, 1), nn.MSELoss(), ROW, plugins=[Own()])
+    told = refused(nn.Linear(3, 1), nn.MSELoss(reduction="none"), COLUMN, plugins=[Own()])
+    assert told.startswith("the loss must be one number in a tensor, got a tensor of shape (5, 1)")
+
+
+def test_a_model_without_data_is_told_to_be_on_meta() -> None:
+    told = refused(nn.Linear(3, 1, device="meta"), nn.MSELoss(), COLUMN, kind=UsageError)
+    assert told == ("the model (parameter 'weight') is on meta, which holds no data: build the model on a real device")
+
+
+def test_an_error_in_the_data_set_is_not_explained_with_the_batch_before() -> None:
+    class Breaks(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return 6
+
+        def __getitem__(self, index: int) -> Any:
+            if index == 4:
+                raise RuntimeError("my own words: does not require grad")
+            return torch.rand(3), torch.rand(1)
+
+    with pytest.raises(RuntimeError, match="my own words") as caught:
+        fit(nn.Linear(3, 1), nn.MSELoss(), Breaks(), batch_size=2, shuffle=False)
+    assert not any("batch:" in note for note in getattr(caught.value, "__notes__", []))
+
+
+def test_an_object_that_knows_how_to_move_is_moved_by_its_own_way() -> None:
+    from framework.device import move
+
+    packed = nn.utils.rnn.pack_sequence([torch.rand(3, 2), torch.rand(1, 2)])
+    moved = move((packed, torch.rand(2)), torch.device("meta"))
+    assert moved[0].data.device.type == moved[1].device.type == "meta"
+    assert moved[0].batch_sizes.device.type == "cpu"
+
+
+def test_a_fit_inside_a_fit_is_refused() -> None:
+    class Again:
+        def on_epoch_start(self, trainer: Trainer) -> None:
+            trainer.fit(COLUMN)
+
+    assert "another one cannot begin inside it" in refused(
+        nn.Linear(3, 1), nn.MSELoss(), COLUMN, kind=UsageError, plugins=[Again()]
+    )
+
+
+def test_workers_beside_a_data_loader_are_refused() -> None:
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*COLUMN))
+    told = refused(nn.Linear(3, 1), nn.MSELoss(), loader, kind=UsageError, num_workers=2)
+    assert told == "the data is a DataLoader, which has its own batches: leave out num_workers=2"

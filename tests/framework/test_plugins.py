@@ -736,20 +736,6 @@ def test_of_several_instances_of_one_class_the_right_one_is_named(armed) -> None
     assert f"plugin 'bomb{armed}', hook on_batch_end" in notes(error)
 
 
-@pytest.mark.parametrize("armed", [0, 1, 2])
-def test_of_several_instances_with_the_same_closure_the_right_one_is_named(armed) -> None:
-    def bomb(index: int) -> Any:
-        def on_batch_end():
-            if index == armed:
-                raise Raises
-
-        plugin = named(f"bomb{index}", on_fit_start=nothing)
-        plugin.on_batch_end = on_batch_end
-        return plugin
-
-    assert f"plugin 'bomb{armed}', hook on_batch_end" in notes(fails(*(bomb(index) for index in range(3))))
-
-
 def test_an_exception_deep_inside_a_plugin_is_the_plugins() -> None:
     def helper():
         return [raising() for _ in range(1)]

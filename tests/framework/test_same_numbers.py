@@ -478,3 +478,46 @@ def test_on_a_gpu_the_bits_are_those_of_the_hand_written_loop_there(oracle: Any)
     trainer = Trainer(made.model, made.loss, made.optimizer, device="cuda")
     rows = trainer.fit(made.train, made.val, epochs=case.epochs, batch_size=1).history
     oracle.assert_same(expected, {"rows": rows, **oracle.state(made.model, made.optimizer)})
+
+
+class InPlace(nn.Module):
+    """Changes its input, which with the whole as one batch is the data itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x.mul_(0.5))
+
+
+def one_generator_and_collate(data: tuple[torch.Tensor, torch.Tensor]) -> list[DataLoader[Any]]:
+    """A shuffled loader for train and one for val that draw from one generator, with a collate of their own."""
+    generator = torch.Generator().manual_seed(3)
+
+    def collate(rows: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.stack([x for x, _ in rows]) * 2, torch.stack([y for _, y in rows])
+
+    return [
+        DataLoader(TensorDataset(*data), batch_size=2, shuffle=True, generator=generator, collate_fn=collate)
+        for _ in range(2)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["whole", "loaders"])
+def test_a_model_that_changes_its_input_and_loaders_that_share_a_generator_give_the_same_bits(
+    oracle: Any, kind: str
+) -> None:
+    outcomes = []
+    for ours in (False, True):
+        torch.manual_seed(0)
+        data = (torch.randn(7, 3), torch.randn(7, 1))
+        train, val = one_generator_and_collate(data) if kind == "loaders" else (data, None)
+        model = InPlace()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        if ours:
+            rows = Trainer(model, F.mse_loss, optimizer, device="cpu").fit(train, val, epochs=3).history
+        else:
+            rows = oracle.by_hand(model, F.mse_loss, optimizer, train, val, 3)
+        outcomes.append({"rows": rows, "data": data, **oracle.state(model, optimizer)})
+    oracle.assert_same(*outcomes)

@@ -55,7 +55,9 @@ def imported(path: Path, top_level_only: bool = False) -> set[str]:
 
 def home(name: str) -> str | None:
     """The module of the core that a dotted name is of or in."""
-    parts = name.split(".")[1:]
+    import framework
+
+    parts = framework._HOMES.get(name.split(".")[1], name.partition(".")[2]).split(".")
     for length in range(len(parts), 0, -1):
         if ".".join(parts[:length]) in ORDER:
             return ".".join(parts[:length])
@@ -168,3 +170,6 @@ def test_nothing_private_of_torch_is_used():
     for path in (*files("framework"), *files("plugins"), *files("recipes")):
         for name in imported(path):
             assert not (name.startswith("torch.") and "._" in name), f"{path.name} imports {name}"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
+                assert not ast.unparse(node).startswith("torch."), f"{path.name}: {ast.unparse(node)}"

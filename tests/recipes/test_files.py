@@ -95,3 +95,15 @@ def test_a_recipe_builds_from_its_defaults(path: Path) -> None:
     made = build(path)
     variants = made.values() if isinstance(made, dict) else [made]
     assert all(variant is None or isinstance(variant, framework.Recipe) for variant in variants)
+
+
+@every_recipe
+def test_a_recipe_takes_no_argument_at_all(path: Path) -> None:
+    from framework.cli.lab import find_lab
+    from framework.cli.options import of_recipe
+
+    lab = find_lab(path)
+    knobs, options = of_recipe(lab, [])
+
+    assert knobs == {name: parameter.default for name, parameter in lab.knobs.items()}
+    assert (options.seed, options.plugin) == (0, ())
