@@ -6,7 +6,7 @@
         run.json         recipe, knobs, seed, device, plugins, versions, command, why it ended
         recipe.py        a copy of the recipe as it ran, to read
         metrics.jsonl    a row an epoch (plugin history)
-        checkpoints/     (checkpoint.py)
+        checkpoints/     (framework/checkpoint/)
         curves.svg       (plugin plot)
 """
 
@@ -17,10 +17,15 @@ import hashlib
 import itertools
 import json
 import os
+import platform
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from framework import checkpoint
 from framework.errors import RunDirError
@@ -140,3 +145,32 @@ def read_runs(path: Path) -> dict[str, tuple[Path, dict[str, Any], list[dict[str
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hex."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """Versions, platform, git commit and command of this process."""
+    from framework import __version__
+
+    return {
+        "framework": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "git_commit": _git_commit(),
+        "command": [os.path.basename(sys.executable), *sys.orig_argv[1:]],
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the current directory with "+" where files differ from it; None outside of git."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return commit + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=5, check=True, errors="replace")
+    return done.stdout.strip()

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import os
-import platform
 import shutil
-import subprocess
-import sys
 import tokenize
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -110,7 +106,7 @@ def _run_variants(
     own: bool,
 ) -> dict[str, Result]:  # fmt: skip
     """Train the variants of a recipe one after another, each in its own directory, and compare them."""
-    info = {**about, "variants": list(made), **_environment(), "stop_reason": None}
+    info = {**about, "variants": list(made), **rundir.environment(), "stop_reason": None}
     rundir.write_info(parent, info)
     results: dict[str, Result] = {}
     for label, variant in made.items():
@@ -176,7 +172,7 @@ def _run_one(
     """Train one Recipe in a directory that keeps what it was."""
     trainer: Trainer | None = None
     result: Result | None = None
-    info = {**about, **_environment(), "stop_reason": None}
+    info = {**about, **rundir.environment(), "stop_reason": None}
     rundir.claim(path)
     try:
         trainer = trainer_of(recipe, line_up(lab.module, recipe.plugins, extra), device, path)
@@ -286,32 +282,3 @@ def rebuild(
         raise RunDirError(f"{recipe} does not build what ran in {run_dir}")
     checkpoint.restore_model(checkpoint.read(path), one.model)
     return one, trainer_of(one, line_up(lab.module, one.plugins, plugins, defaults=False), "auto", None), path
-
-
-def _environment() -> dict[str, Any]:
-    """Versions, platform, git commit and command of this process."""
-    from framework import __version__
-
-    return {
-        "framework": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "git_commit": _git_commit(),
-        "command": [os.path.basename(sys.executable), *sys.orig_argv[1:]],
-    }
-
-
-def _git_commit() -> str | None:
-    """The commit of the current directory with "+" where files differ from it; None outside of git."""
-    try:
-        commit = _git("rev-parse", "HEAD")
-        return commit + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=5, check=True, errors="replace")
-    return done.stdout.strip()
