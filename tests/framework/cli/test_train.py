@@ -30,9 +30,10 @@ def recipe(): return made(epochs=10**6)
 
 @pytest.fixture(autouse=True)
 def _the_handler_is_put_back():
-    before = signal.getsignal(signal.SIGINT)
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with SIG_IGN
     yield
-    assert signal.getsignal(signal.SIGINT) is before
+    found = signal.signal(signal.SIGINT, inherited)
+    assert found is signal.default_int_handler
 
 
 def test_one_interrupt_ends_the_run_after_the_step_with_a_checkpoint(lab, go, info, rows, tmp_path) -> None:
