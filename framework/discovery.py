@@ -25,12 +25,14 @@ def available() -> dict[str, importlib.metadata.EntryPoint]:
     return {point.name: point for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: p.name)}
 
 
-def _point(name: str, own: bool) -> importlib.metadata.EntryPoint:
+def _point(name: str, own: bool = False) -> importlib.metadata.EntryPoint:
     """The entry point of an available plugin; `own`: of our own distribution, whoever else offers the name."""
     points = {point.value: point for point in importlib.metadata.entry_points(group=GROUP, name=name)}
     ours = [point for point in points.values() if point.dist and point.dist.name == DISTRIBUTION]
     found = (ours if own else []) or list(points.values())
-    if len(found) != 1:
+    if not found:
+        raise PluginError(f"there is no plugin {name!r}.{did_you_mean(name, available())}")
+    if len(found) > 1:
         offers = " and by ".join(sorted(f"{origin(point)} ({point.value})" for point in found))
         raise PluginError(f"plugin {name!r} is offered twice: by {offers}; name the one you mean as module:Class")
     return found[0]
@@ -61,12 +63,12 @@ def find(spec: Any, listed: str = "list") -> list[Listed]:
     Raises:
         PluginError: no such plugin (with a suggestion), or it fails to import
     """
-    check(spec)
     if isinstance(spec, Listed):
         return [spec]
     if not isinstance(spec, str):
         return [Listed(name_of(spec), spec, listed)]
     if spec.endswith(".py"):
+        check(spec)
         return [Listed(name_of(found), found, listed, spec) for found in _in_file(spec)]
     if ":" in spec:
         module, _, attribute = spec.partition(":")
@@ -95,13 +97,11 @@ def check(spec: Any) -> None:
     Raises:
         PluginError: no plugin of this name (with a suggestion), no such file
     """
-    if not isinstance(spec, str):
-        return
-    if spec.endswith(".py"):
+    if isinstance(spec, str) and spec.endswith(".py"):
         if not Path(spec).is_file():
             raise PluginError(f"there is no plugin file {spec!r}")
-    elif ":" not in spec and spec not in (points := available()):
-        raise PluginError(f"there is no plugin {spec!r}.{did_you_mean(spec, points)}")
+    elif isinstance(spec, str) and ":" not in spec:
+        _point(spec)
 
 
 def name_of(plugin: Any) -> str:

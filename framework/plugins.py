@@ -161,7 +161,7 @@ class Plugins(Mapping[str, Any]):
     def __init__(self, specs: Iterable[Any], core: Mapping[str, Callable[..., Any]]) -> None:
         self.order: list[Listed] = []
         self.impls: list[Impl] = []
-        self._core, self._named = core, {}
+        self._core = core
         self._frozen: dict[str, SimpleNamespace] = {}
         findings: list[str] = []
         for spec in specs:

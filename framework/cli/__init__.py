@@ -110,9 +110,10 @@ def _loaded(point: importlib.metadata.EntryPoint) -> Callable[..., Any]:
     try:
         verb: Callable[..., Any] = point.load()
     except (Exception, SystemExit) as error:
-        package = f"{point.dist.name} {point.dist.version}" if point.dist else point.module
+        from framework.discovery import origin
+
         said = f"{type(error).__name__}: {error}"
-        raise UsageError(f"the verb {point.name!r} of {package} cannot be loaded: {said}") from error
+        raise UsageError(f"the verb {point.name!r} of {origin(point)} cannot be loaded: {said}") from error
     return verb
 
 

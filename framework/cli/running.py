@@ -119,7 +119,8 @@ def _run_variants(
             if own and isinstance(error, UsageError) and [entry.name for entry in parent.iterdir()] == [rundir.INFO]:
                 shutil.rmtree(parent, ignore_errors=True)
             else:
-                rundir.write_info(parent, {**info, "stop_reason": f"{label}: {type(error).__name__}: {error}"})
+                with contextlib.suppress(RunDirError):
+                    rundir.write_info(parent, {**info, "stop_reason": f"{label}: {type(error).__name__}: {error}"})
             raise
         if results[label].stop_reason == CTRL_C:
             rundir.write_info(parent, {**info, "variants": list(results), "stop_reason": CTRL_C})

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from framework.cli.options import Plugins
 from framework.discovery import Listed, available, find, origin
 from framework.errors import PluginError, RecipeError, UsageError
 from framework.hooks import HOOKS
@@ -19,7 +20,7 @@ from framework.plugins import examine
 
 def plugins(
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE]")] = "",
-    plugin: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(aliases=["-p"])] = (),
+    plugin: Plugins = (),
 ) -> int:
     """The available plugins; with a recipe, those of its run in their order.
 

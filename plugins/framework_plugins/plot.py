@@ -55,13 +55,14 @@ def draw(runs: Mapping[str, Rows], path: Path, best: Mapping[str, Any] | None = 
     from matplotlib.ticker import MaxNLocator
 
     panels = _panels(runs)
+    epochs = {row["epoch"] for rows in runs.values() for row in rows}
     with matplotlib.rc_context({"svg.hashsalt": "framework", "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(8, 0.6 + 2.9 * len(panels)), layout="constrained")
         for axes, (base, names) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
             _panel(axes, base, names, runs, best)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-            if len({row["epoch"] for rows in runs.values() for row in rows}) == 1:
-                axes.set_xlim(next(iter(runs.values()))[0]["epoch"] - 0.5, next(iter(runs.values()))[0]["epoch"] + 0.5)
+            if len(epochs) == 1:  # a single point in the middle
+                axes.set_xlim(min(epochs) - 0.5, min(epochs) + 0.5)
         axes.set_xlabel("epoch")
         title = "/".join(path.absolute().parts[-3:-1])
         if title.isascii():  # the fonts of matplotlib have no Hangul
@@ -104,8 +105,7 @@ def _panel(axes: Axes, base: str, names: list[str], runs: Mapping[str, Rows], be
                 "marker": "." if len(points) <= 30 else "",
                 "linewidth": 3.5 if below else 1.5,
             }
-            label_ = f"{label} {split}".strip() if len(names) > 1 or not label else label
-            _curve(axes, points, label_, style)
+            _curve(axes, points, f"{label} {split}".strip() if len(names) > 1 or not label else label, style)
             if len(finite) < len(points):
                 axes.set_title(f"{name} is inf or nan in {len(points) - len(finite)} epochs", fontsize=9, loc="right")
     axes.set_ylabel(base)
@@ -127,7 +127,8 @@ def _curve(axes: Axes, points: Sequence[tuple[float, float]], label: str, style:
         return
     axes.plot(x, y, **{**style, "linewidth": 0.5, "alpha": 0.4})
     half = min(len(y) // 100, 50)  # an even window: of a curve that zigzags it takes the middle
-    medians = [statistics.median(y[max(0, at - half) : at + half]) for at in range(len(y))]
+    windows = ([value for value in y[max(0, at - half) : at + half] if value == value] for at in range(len(y)))
+    medians = [statistics.median(window) if window else math.nan for window in windows]
     axes.plot(x, medians, label=f"{label}, median of {2 * half} epochs", **style)
 
 

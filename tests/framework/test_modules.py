@@ -54,7 +54,8 @@ def test_a_dataclass_with_postponed_annotations_works(file) -> None:
         "from __future__ import annotations\nimport dataclasses\n"
         "@dataclasses.dataclass\nclass Data:\n    x: dataclasses.InitVar[int] = 3\n"
     )
-    load_file(file("lab_a.py", source)).Data()
+    module = load_file(file("lab_a.py", source))
+    assert isinstance(module.Data(), module.Data)
 
 
 def test_loading_again_runs_the_file_again(file) -> None:

@@ -107,11 +107,13 @@ def test_a_name_like_a_hook_of_nothing_known_says_where_the_hooks_are_listed() -
      "compute", "optimizer", "make", "prepare", "draw", "for_ward_compatible"],
 )  # fmt: skip
 def test_a_method_of_ones_own_is_left_alone(member) -> None:
-    tiny_trainer(plugins=[mine(on_fit_start=nothing, **{member: nothing})])
+    trainer = tiny_trainer(plugins=[mine(on_fit_start=nothing, **{member: nothing})])
+    assert [impl.hook.name for impl in trainer.plugins.impls] == ["on_fit_start"]
 
 
 def test_a_leading_underscore_keeps_a_method_apart() -> None:
-    tiny_trainer(plugins=[mine(on_fit_start=nothing, _on_epoch_ended=nothing, _foward=nothing)])
+    trainer = tiny_trainer(plugins=[mine(on_fit_start=nothing, _on_epoch_ended=nothing, _foward=nothing)])
+    assert [impl.hook.name for impl in trainer.plugins.impls] == ["on_fit_start"]
 
 
 @pytest.mark.parametrize("member", ["average", "on_step", "_on_epoch_end", "__call__"])
@@ -148,8 +150,8 @@ def test_the_hooks_arguments_are_named_where_a_catch_all_was_given() -> None:
 def test_a_hook_without_self_is_found() -> None:
     def on_epoch_end(trainer, epoch): ...  # an instance is passed as trainer: the argument is lost
 
-    mine(on_epoch_end=on_epoch_end)
-    tiny_trainer(plugins=[mine(on_epoch_end=staticmethod(on_epoch_end))])
+    trainer = tiny_trainer(plugins=[mine(on_epoch_end=staticmethod(on_epoch_end))])
+    assert [impl.arguments for impl in trainer.plugins.impls] == [("trainer", "epoch")]
 
 
 def test_a_class_in_place_of_an_instance_is_found() -> None:
@@ -280,12 +282,14 @@ def test_two_makes_of_one_hook_for_one_split_are_found_before_the_first_step(hoo
 
 
 def test_two_makes_for_different_splits_are_welcome() -> None:
-    tiny_trainer(plugins=[named("a", forward=answers(1, "train")), named("b", forward=answers(1, "val"))])
+    trainer = tiny_trainer(plugins=[named("a", forward=answers(1, "train")), named("b", forward=answers(1, "val"))])
+    assert [impl.split for impl in trainer.plugins.impls] == ["train", "val"]
 
 
 def test_a_make_and_a_wrap_of_it_are_welcome() -> None:
     wrap = hookimpl(wrapper=True)(lambda self: (yield))
-    tiny_trainer(plugins=[named("a", forward=answers(1)), named("b", forward=wrap), named("c", forward=wrap)])
+    trainer = tiny_trainer(plugins=[named("a", forward=answers(1)), named("b", forward=wrap), named("c", forward=wrap)])
+    assert [impl.wrapper for impl in trainer.plugins.impls] == [False, True, True]
 
 
 def test_an_unknown_plugin_name_is_found_with_a_suggestion() -> None:
@@ -328,7 +332,7 @@ def test_properties_are_not_run_at_registration() -> None:
         def table(self):
             raise AssertionError("a property was run")
 
-    tiny_trainer(plugins=[Lazy()])
+    assert list(tiny_trainer(plugins=[Lazy()]).plugins) == ["lazy"]
 
 
 @dataclasses.dataclass
@@ -401,7 +405,7 @@ def test_a_module_is_a_plugin_of_its_own_name() -> None:
 def test_a_helper_of_a_module_called_like_a_verb_is_no_hook() -> None:
     lab = module("def forward(x): raise AssertionError\ndef backward(): raise AssertionError\ndef foward(y): pass\n"
                  "def on_fit_start(): pass")  # fmt: skip
-    tiny_trainer(plugins=[lab]).fit(tiny_data(), epochs=1)
+    assert tiny_trainer(plugins=[lab]).fit(tiny_data(), epochs=1).steps == 1
 
 
 def test_a_verb_of_a_module_is_a_hook_with_its_mark() -> None:

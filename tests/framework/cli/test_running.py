@@ -346,6 +346,7 @@ def test_a_mistake_late_in_a_run_loses_nothing(lab, refused, info, tmp_path) -> 
 def test_an_empty_directory_may_be_named(lab, fine, tmp_path) -> None:
     (tmp_path / "here").mkdir()
     fine(lab(), "--run-dir", "here")
+    assert (tmp_path / "here" / "run.json").is_file()
 
 
 def test_a_directory_that_holds_something_else_is_left_alone(lab, refused, tmp_path) -> None:
