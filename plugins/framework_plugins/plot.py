@@ -64,7 +64,8 @@ def draw(runs: Mapping[str, Rows], path: Path, best: Mapping[str, Any] | None = 
             if len(epochs) == 1:  # a single point in the middle
                 axes.set_xlim(min(epochs) - 0.5, min(epochs) + 0.5)
         axes.set_xlabel("epoch")
-        title = "/".join(path.absolute().parts[-3:-1])
+        folders = path.absolute().parts[:-1]
+        title = "/".join(folders[-3:] if folders[-2].isdigit() else folders[-2:])  # recipe/001, recipe/001/variant
         if title.isascii():  # the fonts of matplotlib have no Hangul
             figure.suptitle(title, fontsize=10)
         try:
