@@ -22,8 +22,8 @@ _HOMES = {
     "Monitor": "metrics", "NonFiniteError": "errors", "PluginError": "errors", "Recipe": "recipe",
     "RecipeError": "errors", "Result": "trainer", "RunDirError": "errors", "Snapshot": "checkpoint",
     "Trainer": "trainer", "UsageError": "errors", "build": "cli.running", "described": "architecture",
-    "hookimpl": "hooks", "layers": "architecture", "mode_of": "metrics", "read_runs": "cli.rundir",
-    "run": "cli.running",
+    "hookimpl": "hooks", "layers": "architecture", "mode_of": "metrics", "picture": "cli.pictures",
+    "read_runs": "cli.rundir", "run": "cli.running",
 }  # fmt: skip
 
 __all__ = sorted(_HOMES)

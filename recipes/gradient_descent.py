@@ -3,9 +3,9 @@
 Three points on y = x and a line y = W * x without a bias, W = 0 at first. Once the gradient is worked out with pencil
 and paper and put in the place of `loss.backward()` by the plugin ByHand below; once torch does both.
 
-Expect: W 0, 1.4, 0.84, 1.064, ... and train_loss 4.666667, 0.746667, 0.119467, ... 0.000000 from both. Each row tells W
-as it was before the step of that epoch. W swings around 1 because each step takes it 1.4 times the way there; half
-of 1/7 as the learning rate takes it there at once, and above 1/7 it runs away.
+Expect: W 0, 1.4, 0.84, 1.064, ... 1 and train_loss 4.666667, 0.746667, 0.119467, ... 0.000000 from both.
+Each row tells W as it was before the step of that epoch. W swings around 1 because each step takes it 1.4 times the way
+there; half of 1/7 as the learning rate takes it there at once, and above 1/7 it runs away.
 
 The learning rates differ, 0.1 and 0.15, because the two gradients do. The cost is a mean, so its derivative is
 2/m * sum((W * x - y) * x); by hand the factor 2/m, here 2/3, is left out, and 2/3 of 0.15 is 0.1. The notes give the

@@ -3,8 +3,8 @@
 Six points, three of class 0 and three of class 1. A sigmoid turns the score x @ W + b into the probability of class 1,
 and gradient descent on all six lowers the binary cross entropy; W = b = 0 at first.
 
-Expect: train_loss 0.693147 in epoch 0 (both classes equally likely: ln 2), 0.019852 in epoch 1000, and a train_accuracy
-of 1.0 from epoch 69 on: all six right, 100 %, which the notes print as "1.00%".
+Expect: train_loss 0.693147 in epoch 0, which is ln 2 (both classes equally likely), 0.019852 in epoch 1000.
+The train_accuracy is 1.0 from epoch 69 on: all six right, 100 %, which the notes print as "1.00%".
 The loss keeps falling after that: a larger W makes the model surer of a line that separates the classes already, so
 there is no best W to arrive at.
 

@@ -3,9 +3,9 @@
 The five students of Lab 04-1, now two at a time: three steps an epoch (2, 2 and 1 students), in a new order each epoch.
 A TensorDataset pairs row i of x with row i of y; the batches and their order come from torch's DataLoader.
 
-Expect: train_loss 19964 in epoch 0, below 10 from epoch 3 on, where it keeps jumping: each batch pulls W its own way.
-The first student, [73, 80, 75], got 152 and is predicted at 154.24; another --seed gives another figure between 148 and
-155, save for 2 seeds of the first 40 (29 and 38).
+Expect: train_loss 19964 in epoch 0 and below 10 from epoch 3 on; 154.24 for the student who got 152.
+From there on the loss keeps jumping: each batch pulls W its own way. That student is the first, [73, 80, 75]; another
+--seed gives another figure between 148 and 155, save for 2 seeds of the first 40 (29 and 38).
 
 train_loss is the mean over the five students. The notes print the cost of each batch, where one easy student in the
 last batch looks like progress. And in their Lab 04-2 they go on with the model of Lab 04-1, trained already: their

@@ -3,9 +3,10 @@
 Three test scores of five students predict the final one: x @ W, one matrix product for all five, W = 0 at first.
 Gradient descent on the mean squared error of all five at once.
 
-Expect: train_loss 29661.8 in epoch 0, 1.62 in epoch 20. Ten epochs do nearly all of it and then it crawls, far from
-the best that such a W can do, 0.167: the three scores of a student are much alike, so the error is a valley that is
-18,000 times steeper across than along. A learning rate above 4.5e-5 jumps out of it, and 2001 epochs only reach 0.76.
+Expect: train_loss 29661.8 in epoch 0, 1.62 in epoch 20.
+Ten epochs do nearly all of it and then it crawls, far from the best that such a W can do, 0.167: the three scores of a
+student are much alike, so the error is a valley that is 18,000 times steeper across than along. A learning rate above
+4.5e-5 jumps out of it, and 2001 epochs only reach 0.76.
 
 The notes make a bias b and hand it to the optimizer, but leave it out of the product, so it stays 0 without a word.
 --bias puts it in.

@@ -3,7 +3,7 @@
 Eight points with four features are put into three classes by softmax regression: scores x @ W + b, and the cross
 entropy between their softmax and the right class, lowered by gradient descent on all eight points at once.
 
-Expect: train_loss 1.098612 in epoch 0 (three classes, all equally likely: ln 3), 0.399962 in epoch 1000.
+Expect: train_loss 1.098612 in epoch 0, which is ln 3 (three classes, all equally likely), 0.399962 in epoch 1000.
 The one bias is shared by the three scores, as in the notes. Softmax does not change when the same number is added
 to every score, so the gradient of this bias is zero up to rounding: it cannot learn. --bias-per-class gives each
 class a bias of its own.

@@ -48,13 +48,21 @@ class Lab:
         return self.documentation.partition("\n")[0]
 
     @property
+    def draws(self) -> bool:
+        """Whether the recipe asks for `run_dir`, as one that trains nothing may: the directory for its pictures."""
+        asked = inspect.signature(self.function).parameters.get("run_dir")
+        return asked is not None and asked.default is asked.empty
+
+    @property
     def knobs(self) -> dict[str, inspect.Parameter]:
-        """The arguments of the recipe; each has a default, which tells its type.
+        """The arguments of the recipe but `run_dir`; each has a default, which tells its type.
 
         Raises:
             RecipeError: one has no default, or a name that the command line owns
         """
         found = dict(inspect.signature(self.function).parameters)
+        if self.draws:
+            del found["run_dir"]
         for name, parameter in found.items():
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
                 raise RecipeError(f"{self.name}: recipe() takes {parameter}; knobs are named arguments with a default")
@@ -97,6 +105,20 @@ class Lab:
                     self.checked(variant)
             return {label: self._building(variant) if callable(variant) else variant for label, variant in made.items()}
         return made if made is None else self.checked(made)
+
+    def draw(self, settings: Mapping[str, Any], run_dir: Path) -> None:
+        """Call a recipe that trains nothing and draws into `run_dir`.
+
+        Raises:
+            RecipeError: it raised, or returned something
+        """
+        with _blamed_on(self.name, self.file):
+            made = self.function(run_dir=run_dir, **settings)
+        if made is not None:
+            raise RecipeError(
+                f"{self.name}: recipe() asks for run_dir, so it must train nothing and return None; it returned "
+                f"{_shown(made)}. Plugins and hooks find the directory as trainer.run_dir"
+            )
 
     def _building(self, variant: Callable[[], Any]) -> Callable[[], Any]:
         def build() -> Any:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import os
 import shutil
+import textwrap
 import tokenize
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -53,10 +55,35 @@ def run(
     extra = several(plugins)
     target = resolve(device)
     _check_all(extra)  # a misspelt name is told before anything is built or downloaded
-    named = None if run_dir is None else rundir.claim(Path(run_dir))
+    added = [spec for spec in extra if not isinstance(spec, Listed) and not str(spec).startswith("no:")]
+    if lab.draws and added:
+        raise UsageError(f"the recipe {lab.name} trains nothing, so it takes no plugins: leave out {added[0]}")
     if not -(2**63) <= seed < 2**64:
         raise UsageError(f"seed must be a whole number of at most 64 bits, got {seed}")
+    named = None if run_dir is None else rundir.claim(Path(run_dir))
+    about = {"recipe": lab.name, "file": lab.file, "sha256": lab.sha256, "knobs": settings, "seed": seed,
+             "device": str(target), "deterministic": deterministic}  # fmt: skip
     seed_everything(seed)
+    made: Any = None if lab.draws else _made(lab, settings, named)
+    if made is None and not lab.draws:
+        return None
+    path, own = named or rundir.new(lab.name), named is None
+    print(f"recipe    {lab.name}    {lab.title}".rstrip())
+    print(f"seed      {seed}")
+    results = None
+    with _deterministic(deterministic):
+        if lab.draws:
+            with contextlib.nullcontext() if str(device) == "auto" else target:  # new tensors are made there
+                _draw(lab, about, path, own)
+        else:
+            train = _run_one if isinstance(made, Recipe) else _run_variants
+            results = train(made, lab, about, extra, target, path, own)
+    _tell_saved(path)
+    return results
+
+
+def _made(lab: Lab, settings: Mapping[str, Any], named: Path | None) -> Any:
+    """What the recipe gives; a directory that was named is not left behind empty."""
     made = None
     try:
         made = lab.make(settings)
@@ -64,16 +91,48 @@ def run(
         if made is None and named is not None:  # it trains nothing, or failed
             with contextlib.suppress(OSError):
                 named.rmdir()
-    if made is None:
-        return None
-    path, own = named or rundir.new(lab.name), named is None
-    print(f"recipe    {lab.name}    {lab.title}".rstrip())
-    print(f"seed      {seed}")
-    about = {"recipe": lab.name, "file": lab.file, "sha256": lab.sha256, "knobs": settings, "seed": seed,
-             "device": str(target), "deterministic": deterministic}  # fmt: skip
-    train = _run_one if isinstance(made, Recipe) else _run_variants
-    with _deterministic(deterministic):
-        return train(made, lab, about, extra, target, path, own)
+    return made
+
+
+def _draw(lab: Lab, about: dict[str, Any], path: Path, own: bool) -> None:
+    """Call a recipe that trains nothing, in a directory that keeps what it was and what it draws."""
+    info = {**about, **rundir.environment(), "stop_reason": None}
+    rundir.write_info(path, info)
+    _keep_recipe(lab, path)
+    with _told(path, info, own, lambda error: isinstance(error, UsageError)):
+        lab.draw(about["knobs"], path)
+    rundir.write_info(path, {**info, "stop_reason": "completed"})
+
+
+def _keep_recipe(lab: Lab, path: Path) -> None:
+    if lab.file:
+        with tokenize.open(lab.file) as file:
+            rundir.write_text(path / "recipe.py", file.read())
+
+
+@contextlib.contextmanager
+def _told(path: Path, info: dict[str, Any], own: bool, mistaken: Callable[[BaseException], bool]) -> Iterator[None]:
+    """An error leaves its reason in run.json; a mistake before anything was trained leaves no directory of ours."""
+    try:
+        yield
+    except BaseException as error:
+        mistake = mistaken(error)
+        if own and mistake:
+            shutil.rmtree(path, ignore_errors=True)
+        else:  # in a directory that was named, --run-dir may name it again after a mistake
+            with contextlib.suppress(RunDirError):
+                reason = None if mistake else f"{type(error).__name__}: {error}".removesuffix(": ")
+                rundir.write_info(path, {**info, "stop_reason": reason})
+        raise
+
+
+def _tell_saved(path: Path) -> None:
+    """Where the run is, and its pictures."""
+    print(f"saved     {path}{os.sep}")
+    pictures = sorted(path.rglob("*.svg"), key=lambda file: (len(file.parts), file))
+    names = ", ".join(file.relative_to(path).as_posix() for file in pictures)
+    if names:
+        print(textwrap.fill(f"pictures  {names}", 118, subsequent_indent=" " * 10, break_on_hyphens=False))
 
 
 @contextlib.contextmanager
@@ -149,6 +208,8 @@ def build(recipe: str | Path | Callable[..., Any] | Lab, *, seed: int = 0, **kno
         RecipeError: it cannot be loaded, has no such knob, or returned something else
     """
     lab = find_lab(recipe)
+    if lab.draws:  # it trains nothing, and calling it would be running it
+        return None
     seed_everything(seed)
     made = lab.make(lab.settings(knobs))
     if not isinstance(made, dict):
@@ -172,10 +233,9 @@ def _run_one(
 ) -> Result:  # fmt: skip
     """Train one Recipe in a directory that keeps what it was."""
     trainer: Trainer | None = None
-    result: Result | None = None
     info = {**about, **rundir.environment(), "stop_reason": None}
     rundir.claim(path)
-    try:
+    with _told(path, info, own, lambda e: isinstance(e, UsageError) and (trainer is None or trainer.step == 0)):
         trainer = trainer_of(recipe, line_up(lab.module, recipe.plugins, extra), device, path)
         info["plugins"] = [
             {"name": p.name, "listed": p.listed, "distribution": p.distribution}
@@ -183,9 +243,7 @@ def _run_one(
             if not p.name.startswith("_")  # the command line's own
         ]
         rundir.write_info(path, info)
-        if lab.file:
-            with tokenize.open(lab.file) as file:
-                rundir.write_text(path / "recipe.py", file.read())
+        _keep_recipe(lab, path)
         result = trainer.fit(
             recipe.train, recipe.val, recipe.epochs, recipe.batch_size, recipe.shuffle, recipe.drop_last,
             accumulate=recipe.accumulate, num_workers=recipe.num_workers,
@@ -193,15 +251,6 @@ def _run_one(
         if recipe.test is not None:
             result.test = trainer.evaluate(recipe.test, recipe.batch_size)
             print("test      " + "  ".join(f"{name} {value:.6g}" for name, value in result.test.items()))
-    except BaseException as error:
-        mistake = isinstance(error, UsageError) and (trainer is None or trainer.step == 0)
-        if own and mistake:
-            shutil.rmtree(path, ignore_errors=True)  # a mistake before the first step leaves nothing behind
-        else:  # in a directory that was named, --run-dir may name it again after a mistake
-            with contextlib.suppress(RunDirError):
-                reason = None if mistake else f"{type(error).__name__}: {error}".removesuffix(": ")
-                rundir.write_info(path, {**info, "stop_reason": reason})
-        raise
     ended = {name: getattr(result, name) for name in ("epochs", "steps", "seconds", "best", "test")}
     rundir.write_info(path, {**info, "stop_reason": result.stop_reason or "completed", **ended})
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import textwrap
 from pathlib import Path
@@ -96,7 +97,7 @@ def hooks() -> int:
 
 
 def recipes(copy: str = "") -> int:
-    """The recipes that came with the framework.
+    """The recipes that came with the framework: their lab, what they show, the figure to expect.
 
     Args:
         copy: copy their files into this directory, to change them
@@ -115,11 +116,15 @@ def recipes(copy: str = "") -> int:
             raise UsageError(f"cannot copy the recipes into {target}: {error.strerror or error}") from error
         print(f"copied {len(names)} recipes into {target}")
         return 0
-    for name in names:
-        print(f"{name:<26} {_title(installed_file(name))}")
+    for name in sorted(names, key=lambda name: (_documentation(name), name)):
+        documentation = _documentation(name)
+        lab, _, title = documentation.partition("\n")[0].partition(": ")
+        print(f"{name:<26} {lab:<10} {title}")
+        for figure in re.findall(r"^Expect: (.+?\.)$", documentation, flags=re.MULTILINE):
+            print(textwrap.indent(textwrap.fill(figure, 80), " " * 38))
     return 0
 
 
-def _title(file: Path) -> str:
-    documentation = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-    return documentation.partition("\n")[0]
+def _documentation(name: str) -> str:
+    """The docstring of an installed recipe, which is read, not imported."""
+    return ast.get_docstring(ast.parse(installed_file(name).read_text(encoding="utf-8"))) or ""

@@ -52,29 +52,20 @@ def train(recipe: str, arguments: list[str]) -> int:
     with _silent() if quiet else contextlib.nullcontext():  # a recipe may print on import
         lab = find_lab(recipe)
         knobs, options = of_recipe(lab, arguments)
-        made = _run(lab, knobs, options, signals)
-        if made is not None:
-            _tell_end(made, lab, recipe)
+        _run(lab, knobs, options, signals)
+        for line in re.findall(r"^Next: (.+)$", lab.documentation, flags=re.MULTILINE):
+            print(f"next      python -m framework {recipe} {line}")  # what is worth trying now
     return 130 if signals.interrupted else 0
 
 
-def _run(lab: Lab, knobs: dict[str, Any], options: Options, signals: Signals) -> Any:
+def _run(lab: Lab, knobs: dict[str, Any], options: Options, signals: Signals) -> None:
     from framework.cli.running import run
 
     plugins = [Listed("_signals", signals, "command line"), *options.plugin]
-    return run(
+    run(
         lab, seed=options.seed, device=options.device, plugins=plugins,
         run_dir=options.run_dir or None, deterministic=options.deterministic, **knobs,
     )  # fmt: skip
-
-
-def _tell_end(made: Any, lab: Lab, recipe: str) -> None:
-    """Where the run is, and what is worth trying now."""
-    directory = next(iter(made.values())).run_dir.parent if isinstance(made, dict) else made.run_dir
-    print(f"saved     {directory}{os.sep}")
-    command = f"python -m framework {recipe}"
-    for line in re.findall(r"^Next: (.+)$", lab.documentation, flags=re.MULTILINE):
-        print(f"next      {command} {line}")
 
 
 @contextlib.contextmanager

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from framework import Result, RunDirError, Trainer, UsageError, mode_of, read_runs
+from framework import Result, Trainer, UsageError, mode_of, picture, read_runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Rows = Sequence[Mapping[str, Any]]
 DECADES = 2  # a panel gets a logarithmic axis where its values span at least so many
-
+BEST = "best epoch"  # what a circle is, in the legend of several runs
 MANY = 200  # epochs from which on a curve is drawn with its moving median
 
 
@@ -38,46 +39,53 @@ class Plot:
 
     def _draw(self, trainer: Trainer, best: Mapping[str, Any] | None) -> None:
         if trainer.run_dir is not None and trainer.history:
-            draw({"": trainer.history}, trainer.run_dir / "curves.svg", best)
+            draw({"": trainer.history}, trainer.run_dir / "curves.svg", {"": best})
 
 
-def draw(runs: Mapping[str, Rows], path: Path, best: Mapping[str, Any] | None = None) -> None:
+def draw(runs: Mapping[str, Rows], path: Path, best: Mapping[str, Mapping[str, Any] | None] | None = None) -> None:
     """Draw the rows of runs by label into one SVG file, a panel a figure.
 
     Args:
-        best: the row of the best epoch with its `monitor`, as in `Result.best`; by default it is looked up
+        best: for a label the row of the best epoch with its `monitor`, as in `Result.best`; else it is looked up
 
     Raises:
         RunDirError: the file cannot be written
     """
-    import matplotlib
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     panels = _panels(runs)
+    # Of several runs the splits stand side by side: curves of one split are there to be compared, each in its range
+    width = max(map(len, panels.values())) if len(runs) > 1 else 1
     epochs = {row["epoch"] for rows in runs.values() for row in rows}
-    with matplotlib.rc_context({"svg.hashsalt": "framework", "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(8, 0.6 + 2.9 * len(panels)), layout="constrained")
-        for axes, (base, names) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
-            _panel(axes, base, names, runs, best)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-            if len(epochs) == 1:  # a single point in the middle
-                axes.set_xlim(min(epochs) - 0.5, min(epochs) + 0.5)
-        axes.set_xlabel("epoch")
+    with picture(path, 8, 0.6 + 2.9 * len(panels) + 0.25 * (len(runs) // 3)) as figure:
+        grid = figure.subplots(len(panels), width, squeeze=False)
+        for number, (all_axes, (base, names)) in enumerate(zip(grid, panels.items(), strict=True), start=1):
+            for axes, shown in itertools.zip_longest(all_axes, [[name] for name in names] if width > 1 else [names]):
+                if shown is None:
+                    axes.remove()
+                    continue
+                _panel(axes, base if width == 1 else shown[0], shown, runs, best or {})
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+                axes.set_xlabel("epoch" if number == len(panels) else "")
+                if len(epochs) == 1:  # a single point in the middle
+                    axes.set_xlim(min(epochs) - 0.5, min(epochs) + 0.5)
+        if len(runs) > 1:
+            _legend(figure)
         folders = path.absolute().parts[:-1]
         title = "/".join(folders[-3:] if folders[-2].isdigit() else folders[-2:])  # recipe/001, recipe/001/variant
         if title.isascii():  # the fonts of matplotlib have no Hangul
             figure.suptitle(title, fontsize=10)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            beside = path.with_name(f".tmp-{path.name}")
-            try:
-                figure.savefig(beside, format="svg", metadata={"Date": None})
-                os.replace(beside, path)
-            finally:
-                beside.unlink(missing_ok=True)
-        except OSError as error:
-            raise RunDirError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _legend(figure: Figure) -> None:
+    """One legend for all panels: a line for each run, and what the circles are."""
+    from matplotlib.lines import Line2D
+
+    named = {str(line.get_label()): line for axes in figure.axes for line in axes.lines}
+    named = {label: line for label, line in named.items() if not label.startswith("_")}
+    if named.pop(BEST, None):
+        named[BEST] = Line2D([], [], color="gray", linestyle="", marker="o", fillstyle="none", label=BEST)
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
 
 
 def _panels(runs: Mapping[str, Rows]) -> dict[str, list[str]]:
@@ -91,31 +99,31 @@ def _panels(runs: Mapping[str, Rows]) -> dict[str, list[str]]:
     return panels
 
 
-def _panel(axes: Axes, base: str, names: list[str], runs: Mapping[str, Rows], best: Mapping[str, Any] | None) -> None:
+def _panel(
+    axes: Axes, title: str, names: list[str], runs: Mapping[str, Rows], best: Mapping[str, Mapping[str, Any] | None]
+) -> None:
     shown: list[float] = []
     for number, (label, rows) in enumerate(runs.items()):
         for name in names:
             points = [(row["epoch"], float(row[name])) for row in rows if name in row]
             finite = [y for _, y in points if math.isfinite(y)]
             shown += finite
-            split = name.partition("_")[0] if name != base else name
-            below = len(runs) == 2 and number == 0  # of two equal curves the lower one still shows
             style = {
                 "color": f"C{number if len(runs) > 1 else names.index(name)}",
-                "linestyle": "--" if len(runs) > 1 and split == "train" and len(names) > 1 else "-",
                 "marker": "." if len(points) <= 30 else "",
-                "linewidth": 3.5 if below else 1.5,
+                "linewidth": 3.5 if len(runs) == 2 and number == 0 else 1.5,  # of two equal curves the lower one shows
             }
-            _curve(axes, points, f"{label} {split}".strip() if len(names) > 1 or not label else label, style)
+            _curve(axes, points, label if len(runs) > 1 else name.partition("_")[0] if name != title else name, style)
             if len(finite) < len(points):
-                axes.set_title(f"{name} is inf or nan in {len(points) - len(finite)} epochs", fontsize=9, loc="right")
-    axes.set_ylabel(base)
+                whose = label if len(runs) > 1 else name
+                axes.set_title(f"{whose} is inf or nan in {len(points) - len(finite)} epochs", fontsize=9, loc="right")
+        if any(name in row for row in rows for name in names):
+            _mark_best(axes, names, rows, best.get(label), None if len(runs) == 1 else f"C{number}")
+    axes.set_ylabel(title)
     axes.grid(alpha=0.3)
     if shown and min(shown) > 0 and math.log10(max(shown) / min(shown)) >= DECADES:
         axes.set_yscale("log")
-    if len(runs) == 1:
-        _mark_best(axes, names, next(iter(runs.values())), best)
-    if len(axes.lines) > 1 or len(runs) > 1:
+    if len(runs) == 1 and len(axes.lines) > 1:
         axes.legend(frameon=False, fontsize=9)
 
 
@@ -133,7 +141,8 @@ def _curve(axes: Axes, points: Sequence[tuple[float, float]], label: str, style:
     axes.plot(x, medians, label=f"{label}, median of {2 * half} epochs", **style)
 
 
-def _mark_best(axes: Axes, names: list[str], rows: Rows, best: Mapping[str, Any] | None) -> None:
+def _mark_best(axes: Axes, names: list[str], rows: Rows, best: Mapping[str, Any] | None, color: str | None) -> None:
+    """A circle at the best epoch; of several runs it has the color of its run."""
     monitor = best["monitor"] if best else next((n for n in ("val_loss", "train_loss") if n in names), "")
     if monitor not in names:
         return
@@ -143,8 +152,9 @@ def _mark_best(axes: Axes, names: list[str], rows: Rows, best: Mapping[str, Any]
         sign = 1 if mode_of(monitor) == "min" else -1
         row = min(finite, key=lambda row: sign * row[monitor], default=None)
     if row is not None and math.isfinite(row[monitor]):
-        axes.plot([row["epoch"]], [row[monitor]], "o", color=f"C{names.index(monitor)}", fillstyle="none", markersize=9,
-                  markeredgewidth=2, label=f"best: {row[monitor]:.4g} in epoch {row['epoch']}")  # fmt: skip
+        told = f"best: {row[monitor]:.4g} in epoch {row['epoch']}" if color is None else BEST
+        axes.plot([row["epoch"]], [row[monitor]], "o", color=color or f"C{names.index(monitor)}", fillstyle="none",
+                  markersize=9, markeredgewidth=2, label=told)  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------ verbs
@@ -160,12 +170,15 @@ def plot(runs: tuple[Path, ...]) -> None:
         raise UsageError("name at least one run directory, such as runs/softmax/001")
     for directory in runs:
         for _, (path, info, rows) in read_runs(directory).items():
-            draw({"": rows}, path / "curves.svg", info.get("best"))
+            draw({"": rows}, path / "curves.svg", {"": info.get("best")})
             print(f"drawn     {path / 'curves.svg'}")
 
 
 def compare(runs: tuple[Path, ...], output: str = "") -> None:
     """Compare runs: a table of the knobs that differ and the last figures, and one picture.
+
+    The figures are those of the last epoch, then those of the test set, and of the best epoch where it was chosen on
+    validation data.
 
     Args:
         runs: run directories, or one directory of several variants
@@ -174,26 +187,51 @@ def compare(runs: tuple[Path, ...], output: str = "") -> None:
     found: dict[str, tuple[Path, dict[str, Any], Rows]] = {}
     for directory in runs:
         for label, run in read_runs(directory).items():
-            found[label if label not in found else str(directory)] = run
+            name = label if label not in found else str(directory)
+            found[name if name not in found else f"{directory}/{label}"] = run
     if len(found) < 2:
         raise UsageError("name at least two run directories, or one that holds several variants")
-    infos = {label: {"seed": info.get("seed"), **info.get("knobs", {})} for label, (_, info, _) in found.items()}
-    knobs = [
-        k
-        for k in dict.fromkeys(k for i in infos.values() for k in i)
-        if len({str(i.get(k)) for i in infos.values()}) > 1
-    ]
-    figures = list(dict.fromkeys(n for _, _, rows in found.values() for n in rows[-1] if n != "step"))
-    table = [["run", *knobs, *figures, "seconds"]]
-    for label, (_, info, rows) in found.items():
-        last = [_cell(rows[-1].get(name)) for name in figures]
-        table.append([label, *(str(infos[label].get(k, "")) for k in knobs), *last, _cell(info.get("seconds"))])
+    infos = {label: info for label, (_, info, _) in found.items()}
+    columns = _knobs(infos) | _last({label: rows for label, (_, _, rows) in found.items()}) | _after(infos)
+    columns |= {"seconds": {label: f"{info['seconds']:.1f}" for label, info in infos.items() if "seconds" in info}}
+    table = [["run", *columns], *([label, *(cells.get(label, "") for cells in columns.values())] for label in found)]
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     for row in table:
         print("  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]))
     path = Path(output) if output else _home(runs) / "compare.svg"
-    draw({label: rows for label, (_, _, rows) in found.items()}, path)
+    best = {label: info.get("best") for label, info in infos.items()}
+    draw({label: rows for label, (_, _, rows) in found.items()}, path, best)
     print(f"drawn     {path}")
+
+
+Columns = dict[str, dict[str, str]]  # by heading, then by run
+
+
+def _knobs(infos: Mapping[str, Mapping[str, Any]]) -> Columns:
+    """The knobs, and the seed, that are not the same in all runs."""
+    knobs = {label: {"seed": info.get("seed"), **info.get("knobs", {})} for label, info in infos.items()}
+    names = dict.fromkeys(name for settings in knobs.values() for name in settings)
+    columns = {name: {label: str(settings.get(name, "")) for label, settings in knobs.items()} for name in names}
+    return {name: cells for name, cells in columns.items() if len(set(cells.values())) > 1}
+
+
+def _last(runs: Mapping[str, Rows]) -> Columns:
+    """The figures of the last epoch."""
+    names = dict.fromkeys(name for rows in runs.values() for name in rows[-1] if name != "step")
+    return {name: {label: _cell(rows[-1].get(name)) for label, rows in runs.items()} for name in names}
+
+
+def _after(infos: Mapping[str, Mapping[str, Any]]) -> Columns:
+    """The figures of the test set; and of the best epoch, where there is a validation set to choose it by."""
+    columns: Columns = {}
+    for label, info in infos.items():
+        best = info.get("best") or {}
+        if str(best.get("monitor")).startswith("val_"):
+            columns.setdefault("best_epoch", {})[label] = str(best["epoch"])
+            columns.setdefault(f"best_{best['monitor']}", {})[label] = _cell(best["value"])
+        for name, value in (info.get("test") or {}).items():
+            columns.setdefault(name, {})[label] = _cell(value)
+    return columns
 
 
 def _home(runs: Sequence[Path]) -> Path:

@@ -36,7 +36,7 @@ def panels(path: Path) -> int:
 @pytest.fixture
 def picture(tmp_path: Path) -> Any:
     def drawn(figures: list[dict[str, Any]], best: Any = None) -> Path:
-        draw({"": figures}, tmp_path / "curves.svg", best)
+        draw({"": figures}, tmp_path / "curves.svg", {"": best})
         return tmp_path / "curves.svg"
 
     return drawn

@@ -1,0 +1,55 @@
+"""Pictures of a run: figures of matplotlib in one style, each an SVG file that is there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from framework.errors import RunDirError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@contextlib.contextmanager
+def picture(path: Path, width: float = 8, height: float = 4) -> Iterator[Figure]:
+    """A figure of matplotlib to draw on, written to `path` as SVG when the block ends without an error.
+
+    ::
+
+        with picture(trainer.run_dir / "weights.svg", 8, 3) as figure:
+            figure.subplots().imshow(trainer.model.weight.detach())
+
+    Args:
+        path: the file; its folder is made
+        width, height: in inches, of which a screen shows a hundred pixels each
+
+    Raises:
+        RunDirError: the file cannot be written
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(
+        {
+            "svg.hashsalt": "framework",  # the same figure gives the same file
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "figure.constrained_layout.use": True,  # keeps texts from overlapping
+        }
+    ):
+        figure = Figure(figsize=(width, height))
+        yield figure
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside = path.with_name(f".tmp-{path.name}")
+            try:
+                figure.savefig(beside, format="svg", metadata={"Date": None})
+                os.replace(beside, path)
+            finally:
+                beside.unlink(missing_ok=True)
+        except OSError as error:
+            raise RunDirError(f"cannot write {path}: {error.strerror or error}") from error

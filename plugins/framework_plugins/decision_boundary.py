@@ -1,0 +1,83 @@
+"""Which class a model of two features gives to each point of the plane."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from framework import DataError, Trainer, picture
+
+POINTS = 2000  # at most so many of the data are drawn
+GRID = 200  # points of the plane in each direction
+
+
+class DecisionBoundary:
+    """Draws `decision_boundary.svg` at the end of a fit: the classes of the plane, and the data.
+
+    For a model of two features. One output is the probability of class 1 (of a loss that takes logits, its sigmoid),
+    and the boundary is where it is 0.5; several are the scores of classes. Without a run directory nothing is drawn.
+
+    Raises:
+        DataError: x is no batch of two features, of shape (N, 2)
+    """
+
+    def __init__(self, name: str = "decision_boundary") -> None:
+        self.name = name
+        self._seen: list[tuple[Tensor, Tensor]] = []
+
+    def on_fit_start(self) -> None:
+        self._seen = []
+
+    def on_batch_end(self, trainer: Trainer, split: str, batch: Any) -> None:
+        if split != "train" or trainer.epoch > 0 or sum(len(x) for x, _ in self._seen) >= POINTS:
+            return
+        x, y = batch
+        if not isinstance(x, Tensor) or x.dim() != 2 or x.size(1) != 2:
+            shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise DataError(f"{self.name} draws a plane of two features, x of shape (N, 2); a batch has {shape}")
+        self._seen.append((x.clone(), y.clone()))
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        if trainer.run_dir is None or not self._seen:
+            return
+        points = torch.cat([x for x, _ in self._seen]).cpu()
+        classes = torch.cat([y for _, y in self._seen]).cpu().reshape(len(points), -1)[:, 0].round().int()
+        low, high = points.min(dim=0).values, points.max(dim=0).values
+        margin = 0.25 * (high - low).clamp(min=1e-6)
+        across, up = (torch.linspace(a, b, GRID) for a, b in zip(low - margin, high + margin, strict=True))
+        plane = torch.cartesian_prod(across, up).to(points.dtype)
+        values = _values(trainer, trainer.predict(plane)).reshape(GRID, GRID).T
+        with picture(trainer.run_dir / "decision_boundary.svg", 8, 6) as figure:
+            axes = figure.subplots()
+            x, y = across.numpy(), up.numpy()
+            if values.is_floating_point():
+                levels = torch.linspace(0, 1, 11).tolist()
+                shade = axes.contourf(x, y, values.numpy(), levels, cmap="coolwarm", alpha=0.6)
+                figure.colorbar(shade, label="probability of class 1")
+                if values.min() < 0.5 < values.max():
+                    axes.contour(x, y, values.numpy(), [0.5], colors="black")
+            else:
+                axes.pcolormesh(x, y, values.numpy(), cmap="tab10", vmin=0, vmax=9, alpha=0.3, rasterized=True)
+            kinds = classes.unique().tolist()
+            for kind in kinds:
+                color = ("C0" if kind == 0 else "C3") if len(kinds) <= 2 else f"C{kind}"
+                chosen = points[classes == kind]
+                axes.plot(chosen[:, 0], chosen[:, 1], "osD^v"[kind % 5], color=color, markeredgecolor="black",
+                          label=f"class {kind}")  # fmt: skip
+            axes.set_xlabel("x[0]")
+            axes.set_ylabel("x[1]")
+            figure.legend(loc="outside lower center", ncols=6, frameon=False)
+
+    def on_teardown(self) -> None:
+        self._seen = []
+
+
+def _values(trainer: Trainer, output: Tensor) -> Tensor:
+    """Of each point the probability of class 1, or the number of its class."""
+    if output.dim() == 2 and output.size(1) > 1:
+        return output.argmax(dim=1)
+    logits = isinstance(trainer.loss, nn.BCEWithLogitsLoss) or trainer.loss is F.binary_cross_entropy_with_logits
+    return (output.sigmoid() if logits else output).clamp(0, 1).float()

@@ -1,0 +1,108 @@
+"""The images that the model is most wrong about."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from framework import DataError, Trainer, UsageError, picture
+
+SPLITS = ("val", "test")
+COLUMNS = 6
+
+
+class TopLosses:
+    """Draws the images with the largest losses, each with its class and with what the model took it for.
+
+    `top_losses_val.svg` shows those of the last pass over the validation set, `top_losses_test.svg` those of the test
+    set. Only the few largest are kept, on the device, until the end of a pass; `worst[split]` holds losses, images,
+    right classes, answers and their probabilities after it. Without a run directory nothing is drawn.
+
+    Args:
+        count: how many images
+        class_names: for the titles; by default the numbers of the classes
+
+    Raises:
+        UsageError: count below 1
+        DataError: x is no batch of images, of shape (N, H, W), (N, C, H, W) with 1 or 3 channels, or (N, S * S); or
+            the model gives no scores of classes, of shape (N, C)
+    """
+
+    def __init__(self, count: int = 12, class_names: Sequence[str] | None = None, name: str = "top_losses") -> None:
+        if not isinstance(count, int) or count < 1:
+            raise UsageError(f"count must be a whole number from 1 up, got {count!r}")
+        self.name = name
+        self.count = count
+        self.class_names = class_names
+        self.worst: dict[str, tuple[Tensor, ...]] = {}
+        self._looked = False
+
+    def on_fit_start(self) -> None:
+        self._looked = False
+
+    def on_split_start(self, split: str) -> None:
+        self.worst.pop(split, None)
+
+    def on_batch_end(self, split: str, batch: Any, output: Any, samples: int) -> None:
+        if split not in SPLITS and self._looked:  # the first batch of all shows what is wrong, not the last pass
+            return
+        (x, target), self._looked = batch, True
+        classes = isinstance(output, Tensor) and output.dim() == 2 and output.size(1) > 1
+        if not (classes and target.shape == output.shape[:1] and target.dtype == torch.int64):
+            raise DataError(f"{self.name} needs scores of shape (N, C) and class numbers, int64 of shape (N,)")
+        _as_images(x[:1], self.name)
+        if split not in SPLITS:
+            return
+        x, target, output = x[:samples], target[:samples], output[:samples]
+        sure, answer = output.softmax(dim=1).max(dim=1)
+        found: tuple[Tensor, ...] = F.cross_entropy(output, target, reduction="none"), x, target, answer, sure
+        if split in self.worst:
+            found = tuple(torch.cat(pair) for pair in zip(self.worst[split], found, strict=True))
+        largest = found[0].topk(min(self.count, len(found[0]))).indices
+        self.worst[split] = tuple(part[largest] for part in found)
+
+    def on_split_end(self, trainer: Trainer, split: str) -> None:
+        if split in self.worst:
+            self.worst[split] = tuple(part.cpu() for part in self.worst[split])
+            if split == "test":  # evaluated after the fit
+                self._draw(trainer, split)
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        if "val" in self.worst:
+            self._draw(trainer, "val")
+
+    def _draw(self, trainer: Trainer, split: str) -> None:
+        if trainer.run_dir is None:
+            return
+        losses, x, right, answer, sure = self.worst[split]
+        rows = math.ceil(len(losses) / COLUMNS)
+        with picture(trainer.run_dir / f"top_losses_{split}.svg", 8, 0.5 + 1.9 * rows) as figure:
+            for number, axes in enumerate(figure.subplots(rows, COLUMNS, squeeze=False).flat):
+                axes.axis("off")
+                if number < len(losses):
+                    said = f"{self._name(right[number])}, taken for\n{self._name(answer[number])} ({sure[number]:.0%})"
+                    axes.imshow(_as_images(x, self.name)[number].numpy(), cmap="gray_r")
+                    axes.set_title(said, fontsize=9)
+            figure.suptitle(f"{split}: the {len(losses)} largest losses", fontsize=11)
+
+    def _name(self, number: Tensor) -> str:
+        return self.class_names[int(number)] if self.class_names else str(int(number))
+
+
+def _as_images(x: Any, plugin: str) -> Tensor:
+    """(N, H, W) or (N, H, W, 3), as matplotlib draws them."""
+    if isinstance(x, Tensor) and x.dim() == 2 and math.isqrt(x.size(1)) ** 2 == x.size(1):
+        return x.reshape(len(x), math.isqrt(x.size(1)), -1)
+    if isinstance(x, Tensor) and x.dim() == 3:
+        return x
+    if isinstance(x, Tensor) and x.dim() == 4 and x.size(1) in (1, 3):
+        low, high = x.amin(dim=(1, 2, 3), keepdim=True), x.amax(dim=(1, 2, 3), keepdim=True)
+        scaled = (x - low) / (high - low).clamp(min=1e-12)  # colors are from 0 to 1
+        return scaled[:, 0] if x.size(1) == 1 else scaled.permute(0, 2, 3, 1)
+    shape = f"a batch of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+    raise DataError(f"{plugin} draws images, of shape (N, H, W), (N, 1 or 3, H, W) or (N, S * S); x is {shape}")
