@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def mnist(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder with the real MNIST, which recipes find in FRAMEWORK_DATA; a test is skipped where there is none."""
+    root = Path(os.environ.get("FRAMEWORK_DATA") or DATA)
+    if not (root / "MNIST" / "raw" / "train-images-idx3-ubyte").is_file():
+        reason = f"MNIST is not in {root}; fetch it with: python -m framework data fetch mnist --to {root}"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    monkeypatch.setenv("FRAMEWORK_DATA", str(root))
+    return root
 
 
 @pytest.fixture(autouse=True)

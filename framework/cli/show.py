@@ -92,7 +92,8 @@ def hooks() -> int:
     for hook in HOOKS.values():
         print(f"{hook.signature}\n    {hook.kind}{', hot' if hook.hot else ''}{', isolated' if hook.isolated else ''}")
         print(textwrap.indent(textwrap.fill(hook.when, 100), "    "))
-        print(f"    implemented by: {', '.join(users[hook.name]) or 'none of the available plugins'}")
+        implemented = f"implemented by: {', '.join(users[hook.name]) or 'none of the available plugins'}"
+        print(textwrap.indent(textwrap.fill(implemented, 100), "    "))
     return 0
 
 
@@ -119,9 +120,9 @@ def recipes(copy: str = "") -> int:
     for name in sorted(names, key=lambda name: (_documentation(name), name)):
         documentation = _documentation(name)
         lab, _, title = documentation.partition("\n")[0].partition(": ")
-        print(f"{name:<26} {lab:<10} {title}")
-        for figure in re.findall(r"^Expect: (.+?\.)$", documentation, flags=re.MULTILINE):
-            print(textwrap.indent(textwrap.fill(figure, 80), " " * 38))
+        print(f"{name:<25} {lab:<10} {title.removesuffix('.')}")
+        for figure in re.findall(r"^Expect: (.+)$", documentation, flags=re.MULTILINE):
+            print(f"  expect {figure.removesuffix('.')}")
     return 0
 
 

@@ -57,7 +57,7 @@ class DecisionBoundary:
                 levels = torch.linspace(0, 1, 11).tolist()
                 shade = axes.contourf(x, y, values.numpy(), levels, cmap="coolwarm", alpha=0.6)
                 figure.colorbar(shade, label="probability of class 1")
-                if values.min() < 0.5 < values.max():
+                if values.min() < 0.49 and values.max() > 0.51:  # a flat 0.5 has no boundary but rounding errors
                     axes.contour(x, y, values.numpy(), [0.5], colors="black")
             else:
                 axes.pcolormesh(x, y, values.numpy(), cmap="tab10", vmin=0, vmax=9, alpha=0.3, rasterized=True)

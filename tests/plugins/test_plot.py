@@ -158,12 +158,12 @@ def test_it_changes_no_bit_of_training(trained: Any, tmp_path: Path) -> None:
 def kept(tmp_path: Path) -> Any:
     """Makes a run directory."""
 
-    def make(name: str, lr: float, losses: list[float]) -> Path:
+    def make(name: str, lr: float, losses: list[float], figures: Any = None, **facts: Any) -> Path:
         path = tmp_path / name
-        path.mkdir()
-        info = {"label": name, "seed": 0, "knobs": {"lr": lr, "epochs": 2}, "seconds": 1.5}
+        path.mkdir(parents=True)
+        info = {"label": path.name, "seed": 0, "knobs": {"lr": lr, "epochs": 2}, "seconds": 1.5, **facts}
         (path / "run.json").write_text(json.dumps(info), encoding="utf-8")
-        lines = [json.dumps(row) + "\n" for row in rows(train_loss=losses)]
+        lines = [json.dumps(row) + "\n" for row in rows(train_loss=losses, **(figures or {}))]
         (path / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
         return path
 
@@ -193,3 +193,65 @@ def test_the_verb_compare_tells_the_knobs_that_differ_and_draws_all_runs(
     assert [text for text in said if text in ("a", "b")] == ["a", "b"]
     with pytest.raises(UsageError, match="name at least two run"):
         compare((tmp_path / "a",))
+
+
+def table(out: str) -> dict[str, dict[str, str]]:
+    """A printed table by the first column, then by heading; each heading ends where its column does."""
+    head, *lines = [line for line in out.splitlines() if not line.startswith("drawn")]
+    ends = [match.end() for match in re.finditer(r"\S+", head)]
+    starts = [0, len(head) - len(head[ends[0] :].lstrip()), *[end + 2 for end in ends[1:-1]]]
+    names = head.split()
+    cells = [
+        [line[start:end].strip() for start, end in zip(starts, [starts[1], *ends[1:]], strict=True)] for line in lines
+    ]
+    return {row[0]: dict(zip(names[1:], row[1:], strict=True)) for row in cells}
+
+
+def test_compare_tells_the_test_figures_and_the_best_epoch_of_a_validation_set(
+    kept: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    val = {"val_loss": [1.0, 3.0]}
+    best = {"monitor": "val_loss", "value": 1.0, "epoch": 0, "val_loss": 1.0}
+    one = kept("one", 0.1, [2.0, 1.0], val, best=best, test={"test_accuracy": 0.875})
+    two = kept("two", 0.1, [2.0, 1.0], best={"monitor": "train_loss", "value": 1.0, "epoch": 1, "train_loss": 1.0})
+    compare((one, two))
+    found = table(capsys.readouterr().out)
+    assert found["one"] == {
+        "epoch": "1", "train_loss": "1", "val_loss": "3", "best_epoch": "0", "best_val_loss": "1",
+        "test_accuracy": "0.875", "seconds": "1.5",
+    }  # fmt: skip
+    assert found["two"] == {**dict.fromkeys(found["one"], ""), "epoch": "1", "train_loss": "1", "seconds": "1.5"}
+
+
+def test_compare_draws_each_split_in_axes_of_its_own_that_all_runs_share(kept: Any, tmp_path: Path) -> None:
+    val = {"val_loss": [1.0, 3.0]}
+    compare((kept("one", 0.1, [2.0, 1.0], val), kept("two", 0.1, [2.0, 1.0], val), kept("three", 0.1, [2.0, 1.0])))
+    path = tmp_path / "compare.svg"
+    assert panels(path) == 2
+    said = texts(path)
+    assert [text for text in said if text.endswith("_loss")] == ["train_loss", "val_loss"]
+    assert [text for text in said if text in ("one", "two", "three", "best epoch")] == [
+        "one",
+        "two",
+        "three",
+        "best epoch",
+    ]
+    assert said.count("epoch") == 2
+
+
+def test_compare_keeps_variants_of_one_label_in_two_runs_apart(
+    kept: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run, lr in (("first", 0.1), ("second", 0.2)):
+        for label in ("a", "b"):
+            kept(f"{run}/{label}", lr, [2.0, 1.0])
+        (tmp_path / run / "run.json").write_text(json.dumps({"variants": ["a", "b"]}), encoding="utf-8")
+    compare((tmp_path / "first", tmp_path / "second"))
+    lines = capsys.readouterr().out.splitlines()
+    labels = [line.split()[0] for line in lines[1:-1]]
+    assert labels == ["a", "b", str(tmp_path / "second"), f"{tmp_path / 'second'}/b"]
+
+
+def test_a_run_that_is_inf_is_named_in_the_picture(kept: Any, tmp_path: Path) -> None:
+    compare((kept("fine", 0.1, [2.0, 1.0]), kept("wild", 9.0, [math.inf, math.nan])))
+    assert "wild is inf or nan in 2 epochs" in texts(tmp_path / "compare.svg")

@@ -513,3 +513,79 @@ def test_a_directory_that_vanishes_is_told(lab) -> None:
     source = "import shutil\ndef on_fit_end(trainer): shutil.rmtree(trainer.run_dir)\ndef recipe(): return made()\n"
     with pytest.raises(RunDirError, match="cannot write into the run directory"):
         run(lab(source), plugins=[*QUICK, "no:history", "no:best_checkpoint"])
+
+
+# ------------------------------------------------------------------------------------------- what trains nothing
+
+
+DRAWS = """
+from pathlib import Path
+from framework import picture
+
+def recipe(run_dir: Path, lr: float = 0.1):
+    print("here", run_dir.name, lr, torch.zeros(1).device)
+    with picture(run_dir / "drawn.svg", 2, 2) as figure:
+        figure.subplots()
+"""
+
+
+def test_a_recipe_that_asks_for_the_directory_draws_into_it(lab, go, info, tmp_path) -> None:
+    outcome = go(lab(DRAWS), "--lr", "0.2", "--seed", "3")
+    assert outcome.code == 0
+    assert outcome.line("recipe") == "lab    A small lab."
+    assert outcome.line("here") == "001 0.2 cpu"
+    assert outcome.line("saved") == f"{Path('runs/lab/001')}{os.sep}"
+    assert outcome.line("pictures") == "drawn.svg"
+    assert outcome.line("next") == "python -m framework lab.py --lr 0.5"
+    assert {entry.name for entry in (tmp_path / "runs/lab/001").iterdir()} == {"run.json", "recipe.py", "drawn.svg"}
+    found = info()
+    assert (found["knobs"], found["seed"], found["stop_reason"]) == ({"lr": 0.2}, 3, "completed")
+
+
+def test_the_directory_is_no_knob(lab, go, refused) -> None:
+    path = lab(DRAWS)
+    assert "run_dir" not in go(path, "--help").out.replace("--run-dir", "")
+    assert "the knob 'run_dir' of recipe() has a name that the command line owns" in refused(
+        lab("def recipe(run_dir: str = ''): pass\n", name="other.py")
+    )
+
+
+def test_it_can_be_told_where(lab, go, refused) -> None:
+    assert go(lab(DRAWS), "--run-dir", "here").line("saved") == f"here{os.sep}"
+    assert "here holds a finished run" in refused(lab(DRAWS), "--run-dir", "here")
+
+
+def test_it_takes_no_plugins(lab, go, refused) -> None:
+    assert "the recipe lab trains nothing, so it takes no plugins: leave out summary" in refused(
+        lab(DRAWS), "-p", "summary"
+    )
+    assert go(lab(DRAWS), "-p", "no:plot").code == 0
+
+
+def test_its_tensors_are_made_on_the_device_that_is_asked_for(lab, go) -> None:
+    assert go(lab(DRAWS), "--device", "cpu").line("here") == "001 0.1 cpu"
+    assert torch.zeros(1).device.type == "cpu"
+    if torch.cuda.is_available():
+        assert go(lab(DRAWS), "--device", "cuda").line("here").endswith("cuda:0")
+
+
+@pytest.mark.parametrize("body", ["return made()", "return 3", "raise KeyError('x')"])
+def test_its_mistake_leaves_nothing_behind(lab, refused, tmp_path, body) -> None:
+    said = refused(lab(f"def recipe(run_dir):\n    {body}\n"))
+    assert "lab" in said
+    assert list((tmp_path / "runs/lab").iterdir()) == []
+    refused(lab(f"def recipe(run_dir):\n    {body}\n"), "--run-dir", "here")
+    assert refused(lab(f"def recipe(run_dir):\n    {body}\n"), "--run-dir", "here")  # it may be named again
+
+
+def test_building_it_is_not_running_it(lab, capsys) -> None:
+    assert framework.build(lab("def recipe(run_dir): raise AssertionError\n")) is None
+    assert run(lab(DRAWS), run_dir="here") is None
+    assert "saved     here" in capsys.readouterr().out
+
+
+def test_the_pictures_of_variants_are_told_with_their_labels(lab, go) -> None:
+    told = go(lab(VARIANTS)).line("pictures")
+    assert told.startswith("compare.svg, ")
+    assert "large step/curves.svg" in told
+    assert "small/curves.svg" in told

@@ -93,13 +93,12 @@ def test_hooks_prints_each_with_signature_kind_time_and_users(go) -> None:
     starts = [lines.index(hook.signature) for hook in HOOKS.values()]
     assert starts == sorted(starts)  # in the order of a fit
     for hook, start, end in zip(HOOKS.values(), starts, [*starts[1:], len(lines)], strict=True):
-        kind, *when, users = [line.strip() for line in lines[start + 1 : end] if line.strip()]
+        kind, *rest = [line.strip() for line in lines[start + 1 : end] if line.strip()]
+        when, _, users = " ".join(rest).partition(" implemented by: ")
         assert kind == hook.kind + ", hot" * hook.hot + ", isolated" * hook.isolated
-        assert " ".join(when) == hook.when
-        assert users.startswith("implemented by: ")
-    (users,) = [line for line in lines[starts[list(HOOKS).index("on_batch_end")] :] if "implemented by" in line][:1]
-    for name in ("accuracy", "progress"):
-        assert name in users
+        assert when == hook.when
+        if hook.name == "on_batch_end":
+            assert {"accuracy", "progress"} <= set(users.split(", "))
     assert max(map(len, lines)) <= 110
 
 
@@ -111,6 +110,19 @@ def test_recipes_are_listed_with_their_titles_without_being_imported(go) -> None
         (line,) = [line for line in outcome.out.splitlines() if line.split()[:1] == [file.stem]]
         assert len(line.split()) > 2
     assert not [name for name in set(sys.modules) - before if name.startswith("framework_recipes.")]
+
+
+def test_recipes_are_listed_in_the_order_of_the_course_with_what_to_expect(go) -> None:
+    lines = go("recipes").out.splitlines()
+    names = [line.split()[0] for line in lines if not line.startswith(" ")]
+    assert names.index("tensor_manipulation") < names.index("linear_regression") < names.index("softmax")
+    assert names.index("softmax") < names.index("mnist_softmax") < names.index("char_rnn")
+    line = next(index for index, line in enumerate(lines) if line.startswith("softmax "))
+    assert lines[line].split()[1:3] == ["Lab", "06"]
+    assert "expect " in lines[line + 1]
+    assert "1.098612" in lines[line + 1]
+    assert sum("expect " in line for line in lines) == len(names)
+    assert max(map(len, lines)) <= 120
 
 
 def test_recipes_are_copied_out_and_run_from_there(go, fine, tmp_path) -> None:

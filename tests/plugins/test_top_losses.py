@@ -1,0 +1,113 @@
+"""The images with the largest losses are those that a hand-written loop finds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from framework_plugins.top_losses import TopLosses
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from framework import DataError, Trainer, UsageError
+
+
+def images(*shape: int, samples: int = 23, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(samples, *shape, generator=generator), torch.randint(3, (samples,), generator=generator)
+
+
+def trainer_of(plugin: Any, inputs: int = 16, run_dir: Path | None = None) -> Trainer:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(inputs, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return Trainer(model, nn.CrossEntropyLoss(), optimizer, [plugin], device="cpu", run_dir=run_dir)
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 5])
+def test_it_keeps_the_largest_losses_of_a_pass(batch_size: int | None) -> None:
+    plugin = TopLosses(count=4)
+    trainer = trainer_of(plugin)
+    x, y = images(4, 4)
+    trainer.evaluate((x, y), batch_size)
+    scores = trainer.predict(x)
+    losses = F.cross_entropy(scores, y, reduction="none")
+    order = losses.argsort(descending=True)[:4]
+    found, kept, right, answer, sure = plugin.worst["test"]
+    torch.testing.assert_close(found, losses[order])
+    assert torch.equal(kept, x[order])
+    assert torch.equal(right, y[order])
+    assert torch.equal(answer, scores[order].argmax(dim=1))
+    torch.testing.assert_close(sure, scores[order].softmax(dim=1).max(dim=1).values)
+
+
+def test_fewer_samples_than_asked_for_are_all_kept() -> None:
+    plugin = TopLosses(count=100)
+    trainer_of(plugin).evaluate(images(4, 4), 5)
+    assert len(plugin.worst["test"][0]) == 23
+
+
+def test_of_a_fit_the_last_pass_over_the_validation_set_counts(tmp_path: Path) -> None:
+    plugin = TopLosses(count=3, class_names=["cat", "dog", "elk"])
+    trainer = trainer_of(plugin, run_dir=tmp_path)
+    val = images(4, 4, seed=1)
+    trainer.fit(images(4, 4), val, epochs=3, batch_size=4)
+    losses = F.cross_entropy(trainer.predict(val[0]), val[1], reduction="none")
+    torch.testing.assert_close(plugin.worst["val"][0], losses.sort(descending=True).values[:3])
+    said = " ".join(re.findall(r"<!-- (.*?) -->", (tmp_path / "top_losses_val.svg").read_text("utf-8"), re.DOTALL))
+    assert "val: the 3 largest losses" in said
+    assert len(re.findall(r"(cat|dog|elk), taken for\s+(cat|dog|elk)", said)) == 3
+
+
+@pytest.mark.parametrize("shape", [(16,), (4, 4), (1, 4, 4), (3, 2, 2)])
+def test_images_of_every_usual_shape_are_drawn(shape: tuple[int, ...], tmp_path: Path) -> None:
+    inputs = torch.Size(shape).numel()
+    trainer = trainer_of(TopLosses(count=7), inputs, tmp_path)
+    trainer.evaluate(images(*shape))
+    assert (tmp_path / "top_losses_test.svg").read_text("utf-8").count("<image") == 7
+
+
+@pytest.mark.parametrize("shape", [(15,), (2, 4, 4), (1, 1, 4, 4)])
+def test_what_is_no_image_is_refused_at_the_first_batch(shape: tuple[int, ...]) -> None:
+    trainer = trainer_of(TopLosses(), torch.Size(shape).numel())
+    with pytest.raises(
+        DataError, match=rf"top_losses draws images.*x is a batch of shape \(1, {', '.join(map(str, shape))}"
+    ):
+        trainer.fit(images(*shape), epochs=5)
+    assert trainer.epoch == 0
+
+
+def test_targets_that_are_no_classes_are_refused() -> None:
+    x, _ = images(4, 4)
+    trainer = trainer_of(TopLosses())
+    with pytest.raises(DataError, match="top_losses needs scores"):
+        trainer.fit((x, torch.rand(23, 3).softmax(dim=1)), epochs=1)
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, "3"])
+def test_a_count_that_is_none_is_refused(count: Any) -> None:
+    with pytest.raises(UsageError, match="count must be a whole number from 1 up"):
+        TopLosses(count=count)
+
+
+def test_nothing_is_drawn_without_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    trainer = trainer_of(TopLosses())
+    trainer.fit(images(4, 4), images(4, 4), epochs=1)
+    trainer.evaluate(images(4, 4))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_changes_no_bit_of_training() -> None:
+    def trained(plugins: list[Any]) -> list[float]:
+        torch.manual_seed(0)
+        model = nn.Linear(16, 3)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, plugins, device="cpu")
+        trainer.fit(images(16), images(16, seed=1), epochs=3, batch_size=4)
+        return [*model.weight.flatten().tolist(), *torch.get_rng_state().tolist()]
+
+    assert trained([TopLosses()]) == trained([])
