@@ -6,7 +6,7 @@ and gradient descent on all six lowers the binary cross entropy; W = b = 0 at fi
 Expect: train_loss 0.693147 in epoch 0, which is ln 2 (both classes equally likely), 0.019852 in epoch 1000.
 The train_accuracy is 1.0 from epoch 69 on: all six right, 100 %, which the notes print as "1.00%".
 The loss keeps falling after that: a larger W makes the model surer of a line that separates the classes already, so
-there is no best W to arrive at.
+there is no best W to arrive at. decision_boundary.svg shows the line and how sure the model is on either side.
 
 With --lr 10 the first steps are so long that the sigmoid is 0 or 1 to the last bit. There it is flat, its gradient is 0
 and nothing is learned any more. --logits leaves the sigmoid to the loss, which then knows the score and gets out again.
@@ -41,5 +41,5 @@ def recipe(lr: float = 1.0, epochs: int = 1001, logits: bool = False) -> Recipe:
         optimizer=torch.optim.SGD(model.parameters(), lr=lr),
         train=(torch.tensor(X, dtype=torch.float32), torch.tensor(Y, dtype=torch.float32)),
         epochs=epochs,
-        plugins=["accuracy"],
+        plugins=["accuracy", "decision_boundary"],
     )
