@@ -106,14 +106,11 @@ def measure(name: str, pictures: Path | None = None) -> Measured:
             sys.exit(f"{name} ended with {done.returncode}: {done.stderr}")
         if pictures is not None:
             run = Path(folder, "run")
-            for source, target in PICTURES.get(name, {first_of(run, "compare.svg", "curves.svg"): name}).items():
+            main = "compare.svg" if (run / "compare.svg").is_file() else "curves.svg"
+            for source, target in PICTURES.get(name, {main: name}).items():
                 shutil.copyfile(run / source, pictures / f"{target}.svg")
     title = documentation.partition("\n")[0]
     return Measured(name, title, expected[1], tail(done.stdout), seconds)
-
-
-def first_of(folder: Path, *names: str) -> str:
-    return next(name for name in names if (folder / name).is_file())
 
 
 def tail(out: str) -> str:

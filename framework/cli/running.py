@@ -6,7 +6,6 @@ import contextlib
 import importlib.metadata
 import os
 import shutil
-import textwrap
 import tokenize
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -132,7 +131,7 @@ def _tell_saved(path: Path) -> None:
     pictures = sorted(path.rglob("*.svg"), key=lambda file: (len(file.parts), file))
     names = ", ".join(file.relative_to(path).as_posix() for file in pictures)
     if names:
-        print(textwrap.fill(f"pictures  {names}", 118, subsequent_indent=" " * 10, break_on_hyphens=False))
+        print(f"pictures  {names}")
 
 
 @contextlib.contextmanager

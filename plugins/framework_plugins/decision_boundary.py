@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from framework import DataError, Trainer, picture
 
 POINTS = 2000  # at most so many of the data are drawn
-GRID = 200  # points of the plane in each direction
+GRID = 100  # points of the plane in each direction
 
 
 class DecisionBoundary:

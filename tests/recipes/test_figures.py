@@ -1,8 +1,9 @@
-"""Every recipe that carries its data ends with the figures that the notes print (tests/figures.json)."""
+"""The recipes end with the figures that the notes print (tests/figures.json), each at its full length."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from itertools import pairwise
@@ -11,6 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+
+import framework
+from framework.cli.lab import find_lab
 
 ROOT = Path(__file__).resolve().parents[2]
 REL = 2e-5  # "about" in figures.json: the tolerance where an entry names none
@@ -30,6 +34,12 @@ def test_the_figures_are_a_copy() -> None:
             pytest.fail(reason)
         pytest.skip(reason)
     assert (ROOT / "tests" / "figures.json").read_bytes() == original.read_bytes()
+
+
+def test_every_entry_is_reproduced_by_a_test(figures: Any) -> None:
+    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    for entry in figures:
+        assert entry == "about" or f'figures["{entry}"]' in tests, f"no test reproduces {entry}"
 
 
 def test_linear_regression(train: Any, figures: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,3 +171,172 @@ def test_both_variants_start_from_the_same_weights(train: Any) -> None:
     trained = train("batch_or_minibatch", epochs=50, batch_size=5)
     whole, small = trained.column("train_loss", "batch"), trained.column("train_loss", "minibatch")
     assert whole == pytest.approx(small, rel=1e-5)
+
+
+# --------------------------------------------------------------------------------------- learning rate, preprocessing
+
+
+def test_learning_rate(train: Any, figures: Any) -> None:
+    notes = figures["learning_rate"]
+    assert "20 epochs" in notes["setup"]
+    trained = train("learning_rate")
+    assert list(trained.result) == ["lr 100000", "lr 1e-10", "lr 0.1"]
+    large, small, right = (trained.column("train_loss", label) for label in trained.result)
+    assert large[0] == small[0] == right[0] < 10  # the same first weights
+    assert max(large[1:3]) > 1e5
+    assert len({f"{loss:.6f}" for loss in small}) == 1
+    assert len(right) == 20
+    assert right[-1] < 1.1
+    assert all(after < before for before, after in pairwise(right[2:]))
+    assert trained.result["lr 0.1"].test["test_accuracy"] == 1.0  # all three, as in the notes
+
+
+def test_learning_rate_with_another_seed_and_other_rates(train: Any, figures: Any) -> None:
+    assert "seed 1 gets 0 of 3" in figures["learning_rate"]["test_accuracy_lr_0.1"]
+    assert train("learning_rate", seed=1).result["lr 0.1"].test["test_accuracy"] == 0.0
+    trained = train("learning_rate", lrs=(0.01, 3.0), epochs=5)
+    assert {label: result.epochs for label, result in trained.result.items()} == {"lr 0.01": 5, "lr 3": 5}
+
+
+def test_preprocessing(train: Any, figures: Any) -> None:
+    notes = figures["preprocessing"]
+    trained = train("preprocessing")
+    raw, standardized = trained.column("train_loss", "raw"), trained.column("train_loss", "standardized")
+    assert len(raw) == len(standardized) == 20
+    assert math.isfinite(raw[3])
+    assert any(math.isinf(loss) for loss in raw[4:7])
+    assert math.isnan(raw[13])
+    assert math.isnan(raw[-1])
+    assert all(after < before for before, after in pairwise(standardized))
+    assert standardized[-1] < 10
+    standardize, _ = trained.trainers[1].model
+    x = trained.trainers[1].loaders["train"].batch[0]
+    seen = [[round(value, 4) for value in row] for row in standardize(x).tolist()]
+    assert seen == notes["standardized_x"]
+    assert "n-1" in notes["std"]
+
+
+def test_the_statistics_are_those_of_the_training_part_and_part_of_the_model(train: Any) -> None:
+    trainer = train("preprocessing").trainers[1]
+    x = trainer.loaders["train"].batch[0]
+    names = dict(trainer.model.named_buffers())
+    torch.testing.assert_close(names["0.mean"], x.sum(dim=0) / 5)
+    torch.testing.assert_close(names["0.std"], ((x - x.mean(dim=0)) ** 2).sum(dim=0).div(5 - 1).sqrt())  # n - 1
+    new = torch.tensor([[100.0, 100.0, 100.0]])
+    linear = trainer.model[1]
+    torch.testing.assert_close(trainer.predict(new), linear((new - names["0.mean"]) / names["0.std"]).detach())
+
+
+# ------------------------------------------------------------------------------------------------ batches, layers
+
+
+def test_data_loader(train: Any, figures: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    notes = figures["batches_of_3"]
+    trained = train("data_loader")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ") and "rows" in line]
+    found = [re.search(r"rows (\[.*?\])  classes (\[.*?\])", line) for line in lines]
+    rows = [json.loads(match[1]) for match in found if match]
+    labels = [json.loads(match[2]) for match in found if match]
+    first = " ".join(str(batch).replace(" ", "") for batch in rows[:4])
+    assert notes["setup"].endswith(first)
+    assert [label for batch in labels[:4] for label in batch] == [1] * 5 + [0] * 5
+    assert {label: result.steps for label, result in trained.result.items()} == {
+        "in order": 8, "shuffled": 8, "drop_last": 6,
+    }  # fmt: skip
+    assert rows[4:8] == rows[:4]  # the second epoch in order
+    shuffled = [[row for batch in rows[at : at + 4] for row in batch] for at in (8, 12)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in shuffled)
+    assert shuffled[0] != shuffled[1]
+    assert [len(batch) for batch in rows[16:]] == [3] * 6
+
+
+def test_network_diagrams(figures: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    framework.run(ROOT / "recipes" / "network_diagrams.py", run_dir=tmp_path / "run")
+    lines = capsys.readouterr().out.splitlines()
+    for kinds, count, hidden in figures["layer_count"]["examples"]:
+        assert f"{count:>6}  {hidden:>6}  {kinds}" in lines
+    assert "mnist     nodes 784-32-1: Sequential, 25,153 parameters in 2 layers (1 hidden)" in lines
+    pictures = {path.stem for path in (tmp_path / "run").glob("*.svg")}
+    assert pictures == {"logistic", "bent_line", "mnist", "yours"}
+
+
+# ------------------------------------------------------------------------------------------------ devices
+
+
+def test_cpu_vs_gpu(figures: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    notes = figures["cpu_vs_gpu"]
+    assert list(notes["notes_seconds_rtx3090"]) == ["H=500", "H=200000"]  # the widths by default
+    lab = find_lab(ROOT / "recipes" / "cpu_vs_gpu.py")
+    assert lab.knobs["widths"].default == (500, 200_000)
+    framework.run(lab, run_dir=tmp_path / "run", widths=(5, 50), steps=3)
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines() if re.match(r"(cpu|cuda|mps) +\d", line)]
+    assert [row[:2] for row in rows][:2] == [["cpu", "5"], ["cpu", "50"]]
+    for row in rows:
+        seconds, before, with_model, peak = map(float, row[2:])
+        assert seconds > 0
+        assert before <= with_model <= peak
+    if not torch.accelerator.is_available():
+        assert "finds none here" in out
+        assert len(rows) == 2
+    assert (tmp_path / "run" / "cpu_vs_gpu.svg").is_file()
+
+
+def test_cpu_vs_gpu_trains_what_the_notes_train(figures: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same draws in the same order, so the same loss as the loop of the setup after as many steps."""
+    assert "manual_seed(5)" in figures["cpu_vs_gpu"]["setup"]
+    module = find_lab(ROOT / "recipes" / "cpu_vs_gpu.py").module
+    assert module is not None
+    losses = []
+
+    class Seen(torch.nn.MSELoss):
+        def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            losses.append(super().forward(output, target))
+            return losses[-1]
+
+    monkeypatch.setattr(module.nn, "MSELoss", Seen)
+    module.train(7, 4, torch.device("cpu"))
+    monkeypatch.undo()
+    torch.manual_seed(5)
+    x, y = torch.linspace(0, 1, 100).reshape(-1, 1), torch.randn(100).reshape(-1, 1) * 0.01
+    model = torch.nn.Sequential(torch.nn.Linear(1, 7), torch.nn.ReLU(), torch.nn.Linear(7, 1))
+    optimizer = torch.optim.Adam(model.parameters())
+    for seen in losses:
+        loss = torch.nn.functional.mse_loss(model(x), y)
+        assert torch.equal(seen, loss)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert len(losses) == module.WARM_UP + 4
+
+
+# ------------------------------------------------------------------------------------------------ MNIST
+
+
+@pytest.mark.usefixtures("mnist")
+def test_mnist_binary(train: Any, figures: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    notes = figures["mnist_binary"]
+    trained = train("mnist_binary")
+    steps = [int(part["epochs"]) for part in (notes["gradient_descent"], notes["minibatch_2048"])]
+    assert [result.epochs for result in trained.result.values()] == steps == [700, 100]
+    assert [result.steps for result in trained.result.values()] == [700, 700]
+    printed = [float(number) for number in re.findall(r"^accuracy  ([\d.]+)", capsys.readouterr().out, re.MULTILINE)]
+    wanted = [notes["gradient_descent"]["accuracy"], notes["minibatch_2048"]["accuracy"]]
+    assert printed == pytest.approx(wanted, abs=notes["abs_tol"])
+
+
+@pytest.mark.usefixtures("mnist")
+def test_mnist_softmax(train: Any, figures: Any) -> None:
+    """Test images of the same scale, in eval mode, the mean over all of them: what the notes do not do."""
+    assert "do it right" in figures["mnist_softmax"]["setup"]
+    trained = train("mnist_softmax")
+    (trainer,) = trained.trainers
+    assert trained.result.test["test_accuracy"] >= 0.92
+    images, digits = trainer.loaders["val"].dataset.dataset.data, trainer.loaders["val"].dataset.dataset.targets
+    chosen = list(trainer.loaders["val"].dataset.indices)
+    right = trainer.predict(images[chosen].unsqueeze(1) / 255).argmax(dim=1) == digits[chosen]
+    best = trained.result.best
+    assert best["val_accuracy"] == pytest.approx(float(right.double().mean()))  # the best weights are in the model
+    assert len(chosen) == 5000
+    pictures = {path.name for path in trained.result.run_dir.glob("*.svg")}
+    assert pictures >= {"weights.svg", "confusion_test.svg", "top_losses_test.svg", "curves.svg"}
