@@ -105,7 +105,7 @@ def measure(name: str, pictures: Path | None = None) -> Measured:
         if done.returncode != 0:
             sys.exit(f"{name} ended with {done.returncode}: {done.stderr}")
         if pictures is not None:
-            run = Path(folder, "run")
+            run = Path(folder, "runs", name, "001")
             main = "compare.svg" if (run / "compare.svg").is_file() else "curves.svg"
             for source, target in PICTURES.get(name, {main: name}).items():
                 shutil.copyfile(run / source, pictures / f"{target}.svg")

@@ -5,13 +5,15 @@ model is printed, so you see what the loader makes of `batch_size`, `shuffle` an
 
 Expect: in order [0, 1, 2] [3, 4, 5] [6, 7, 8] [9], which is 4 iterations an epoch, and 3 with drop_last.
 An iteration is one batch and one step of the optimizer; an epoch is one pass over the rows. The last batch has a single
-row, and its step weighs as much as those of three. `drop_last` leaves it out; as the order is new in each epoch, it is
-another row each time.
+row, and its step weighs as much as those of three. `drop_last` leaves it out; the order is new in each epoch, so over
+the epochs every row has its turn.
 
 Next: --batch-size 5
 Next: --batch-size 4 --epochs 3
 Next: --seed 1
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +54,7 @@ class ShowBatches:
             all_axes[0].set_ylabel("row")
 
 
-def recipe(batch_size: int = 3, epochs: int = 2, lr: float = 0.1) -> dict[str, Recipe]:
+def recipe(batch_size: int = 3, epochs: int = 2, lr: float = 0.1) -> dict[str, Callable[[], Recipe]]:
     """
     Args:
         batch_size: rows in a batch
@@ -77,7 +79,7 @@ def recipe(batch_size: int = 3, epochs: int = 2, lr: float = 0.1) -> dict[str, R
         )
 
     return {
-        "in order": loader(shuffle=False),
-        "shuffled": loader(shuffle=True),
-        "drop_last": loader(shuffle=True, drop_last=True),
+        "in order": lambda: loader(shuffle=False),
+        "shuffled": lambda: loader(shuffle=True),
+        "drop_last": lambda: loader(shuffle=True, drop_last=True),
     }

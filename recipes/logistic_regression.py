@@ -8,8 +8,9 @@ The train_accuracy is 1.0 from epoch 69 on: all six right, 100 %, which the note
 The loss keeps falling after that: a larger W makes the model surer of a line that separates the classes already, so
 there is no best W to arrive at. decision_boundary.svg shows the line and how sure the model is on either side.
 
-With --lr 10 the first steps are so long that the sigmoid is 0 or 1 to the last bit. There it is flat, its gradient is 0
-and nothing is learned any more. --logits leaves the sigmoid to the loss, which then knows the score and gets out again.
+With --lr 10 the first steps are so long that the sigmoid is as good as 0 or 1. There it is flat, its gradient is too
+small to move a weight, and nothing is learned any more. --logits leaves the sigmoid to the loss, which then knows the
+score and gets out again.
 
 Next: --lr 10
 Next: --lr 10 --logits

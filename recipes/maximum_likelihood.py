@@ -19,7 +19,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from framework import Recipe, Trainer, hookimpl, picture
+from framework import Recipe, Trainer, UsageError, hookimpl, picture
 
 
 class Coin(nn.Module):
@@ -53,7 +53,11 @@ class Likelihood:
         metrics["theta"], metrics["likelihood"] = self.way[-1], self.of(self.way[-1])
 
     def of(self, theta: float) -> float:
-        return math.comb(self.tosses, self.heads) * theta**self.heads * (1 - theta) ** (self.tosses - self.heads)
+        tails = self.tosses - self.heads
+        if theta in (0.0, 1.0):  # where a logarithm ends
+            return float((self.heads if theta == 0.0 else tails) == 0)
+        ways = math.lgamma(self.tosses + 1) - math.lgamma(self.heads + 1) - math.lgamma(tails + 1)  # ln C(n, k)
+        return math.exp(ways + self.heads * math.log(theta) + tails * math.log1p(-theta))
 
     def on_fit_end(self, trainer: Trainer) -> None:
         theta = theta_of(trainer)
@@ -83,6 +87,8 @@ def recipe(tosses: int = 100, heads: int = 27, lr: float = 1.0, epochs: int = 41
         lr: learning rate of gradient ascent
         epochs: steps uphill
     """
+    if not 0 <= heads <= tosses:
+        raise UsageError(f"of {tosses} tosses, {heads} cannot be heads")
     model = Coin()
     shown = torch.tensor([[1.0]] * heads + [[0.0]] * (tosses - heads))
     return Recipe(

@@ -67,5 +67,5 @@ def on_fit_end(trainer: Trainer) -> None:
         for axes in figure.subplots(2, 8).flat:
             axes.axis("off")
         for axes, filter_ in zip(figure.axes, filters, strict=False):
-            image = axes.imshow(filter_, cmap="coolwarm", vmin=-limit, vmax=limit)
+            image = axes.imshow(filter_.numpy(), cmap="coolwarm", vmin=-limit, vmax=limit)
         figure.colorbar(image, ax=figure.axes, label="weight of a pixel")

@@ -56,7 +56,7 @@ def on_fit_end(trainer: Trainer) -> None:
     limit = float(weight.abs().max())
     with picture(trainer.run_dir / "weights.svg", 8, 3.6) as figure:
         for digit, axes in enumerate(figure.subplots(2, 5).flat):
-            image = axes.imshow(weight[digit], cmap="coolwarm", vmin=-limit, vmax=limit)
+            image = axes.imshow(weight[digit].numpy(), cmap="coolwarm", vmin=-limit, vmax=limit)
             axes.set_title(f"for {digit}", fontsize=10)
             axes.axis("off")
         figure.colorbar(image, ax=figure.axes, label="weight of a pixel")

@@ -113,7 +113,7 @@ def draw(names: dict[str, Any], path: Path) -> None:
             for axes, title in zip(all_axes, row, strict=False):
                 cells = eval(title, names)
                 table = cells.reshape(-1, cells.size(-1))  # a vector as one row
-                axes.imshow(table.cpu(), cmap="Blues", vmin=0, vmax=14)
+                axes.imshow(table.cpu().numpy(), cmap="Blues", vmin=0, vmax=14)
                 axes.set_title(f"{title.removeprefix('torch.')}\n{tuple(cells.shape)}", fontsize=8)
                 for at in [(r, c) for r in range(len(table)) for c in range(table.size(1))]:
                     axes.text(at[1], at[0], f"{table[at]:g}", ha="center", va="center")

@@ -93,12 +93,14 @@ def of_recipe(lab: Lab, arguments: list[str]) -> tuple[dict[str, Any], Options]:
     for option in dataclasses.fields(Options):
         fields.append((option.name, own[option.name], _default(option.default)))
     target = dataclasses.make_dataclass("Knobs", fields)
+    # tyro joins the lines of a paragraph, so these become paragraphs
+    about = re.sub(r"^((?:Expect|Next): .+)$", r"\1\n", lab.documentation, flags=re.MULTILINE)
     try:  # alone first, so that a wrong value in the file is told as one
-        _parsed(target, config, prog, lab.documentation)
+        _parsed(target, config, prog, about)
     except UsageError as error:
         raise UsageError(f"--config {file}: {error}") from None
     _refuse_values_of_flags(lab, arguments)
-    values = vars(_parsed(target, [*config, *arguments], prog, lab.documentation))
+    values = vars(_parsed(target, [*config, *arguments], prog, about))
     return {name: values.pop(name) for name in lab.knobs}, Options(**values)
 
 

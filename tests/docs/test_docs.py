@@ -153,6 +153,12 @@ def test_every_link_of_a_page_leads_somewhere():
             assert (page.parent / target).exists(), f"{name_of(page)}: {target}"
 
 
+def test_the_site_has_every_page():
+    listed = re.findall(r"^ +- (?:.+: )?(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+
+    assert sorted(listed) == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
+
+
 # ------------------------------------------------------------------------------------------------------ the labs
 
 SECTIONS = {

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 ORDER = [  # each imports only those before it
     "errors", "modules", "hooks", "discovery", "plugins", "device", "architecture", "seed", "data", "metrics",
     "mistakes", "checkpoint.codec", "checkpoint.store", "checkpoint", "loop", "trainer", "recipe", "testing",
-    "cli.rundir", "cli.lab", "cli", "cli.running", "cli.options", "cli.show", "cli.runs", "cli.train",
+    "cli.pictures", "cli.rundir", "cli.lab", "cli", "cli.running", "cli.options", "cli.show", "cli.runs", "cli.train",
 ]  # fmt: skip
 
 spec = importlib.util.spec_from_file_location("budget", Path(__file__).with_name("budget.py"))

@@ -85,8 +85,9 @@ def sentence(trainer: Trainer) -> str:
 
 
 @other_device
-def test_a_model_and_data_on_different_devices_end_in_one_sentence(device: str) -> None:
+def test_a_model_and_data_on_different_devices_end_in_one_sentence(device: str, figures: Any) -> None:
     """Examples 3 and 4 of the notes: net(x)."""
+    assert "one sentence that names both" in figures["device_mismatch"]["setup"]
     said = sentence(trainer_of(nn.Linear(1, 1), Moves(device)))
     assert f"the model (parameter 'weight') is on {device}" in said
     assert "x is on cpu" in said

@@ -106,7 +106,7 @@ def test_the_error_of_sgd_variants_is_that_of_the_line(train: Any, capsys: pytes
         optimizer.zero_grad()
         ((w1 * x + w0 - y) ** 2).mean().backward()
         optimizer.step()
-    error = float(((w1 * x + w0 - 2 * x) ** 2).mean())
+    error = ((w1 * x + w0 - 2 * x) ** 2).mean().item()
     assert errors[0] == pytest.approx(error, rel=1e-2)
     assert errors[2] == pytest.approx(errors[0], rel=1e-4)  # a batch of all, in another order
     assert trained.result["one sample"].steps == 1001
@@ -124,10 +124,15 @@ def test_maximum_likelihood(train: Any, capsys: pytest.CaptureFixture[str]) -> N
     assert losses[0] * 100 == pytest.approx(math.log(math.comb(100, 27)) - math.log(likelihoods[0]), rel=1e-5)
 
 
-@pytest.mark.parametrize(("tosses", "heads"), [(10, 3), (5, 0), (100, 60)])
+@pytest.mark.parametrize(("tosses", "heads"), [(10, 3), (5, 0), (5, 5), (100, 60), (3000, 810)])
 def test_maximum_likelihood_finds_k_of_n(train: Any, tosses: int, heads: int) -> None:
     trained = train("maximum_likelihood", tosses=tosses, heads=heads, epochs=300)
     assert trained.column("theta")[-1] == pytest.approx(heads / tosses, abs=0.01)
+
+
+def test_more_heads_than_tosses_are_refused(train: Any) -> None:
+    with pytest.raises(UsageError, match="of 5 tosses, 6 cannot be heads"):
+        train("maximum_likelihood", tosses=5, heads=6)
 
 
 # ------------------------------------------------------------------------------------------------ networks

@@ -215,3 +215,11 @@ def test_the_config_of_a_run_gives_the_same_history(lab, fine, rows, info) -> No
     assert info("runs/lab/002")["knobs"] == info("runs/lab/001")["knobs"] == {"lr": 0.07, "epochs": 4}
     fine(lab(), "--config", "runs/lab/001/run.json", "--seed", "6")
     assert rows("runs/lab/003") != rows("runs/lab/001")
+
+
+def test_the_help_of_a_recipe_has_its_expectation_and_each_suggestion_on_a_line_of_its_own(lab, go) -> None:
+    head = '"""A lab.\n\nWhat it shows.\n\nExpect: 0.5.\nWhy so.\n\nNext: --lr 0.5\nNext: --lr 2\n"""\n'
+    outcome = go(lab("def recipe(lr: float = 0.1): return None\n", head=head), "--help")
+    lines = outcome.out.splitlines()
+    for line in ("A lab.", "Expect: 0.5.", "Why so.", "Next: --lr 0.5", "Next: --lr 2"):
+        assert line in lines
