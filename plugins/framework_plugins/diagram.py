@@ -141,5 +141,5 @@ def diagram(recipe: str, output: str = "") -> None:
     for label, one in made.items() if isinstance(made, dict) else [("", made)]:
         file = path.with_stem(f"{path.stem}-{label}") if label else path
         draw(one.model, file)
-        print(f"{label or 'model':<10}{described(one.model)}")
+        print(f"{label or 'model':<9} {described(one.model)}")
         print(f"drawn     {file}")
