@@ -88,16 +88,7 @@ def measure(name: str, pictures: Path | None = None) -> Measured:
     expected = re.search(r"^Expect: (.+)$", documentation, re.MULTILINE)
     assert expected is not None
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "framework",
-            str(RECIPES / f"{name}.py"),
-            "-p",
-            "no:progress",
-            "--run-dir",
-            "run",
-        ]
+        command = [sys.executable, "-m", "framework", str(RECIPES / f"{name}.py"), "-p", "no:progress"]
         environment = {**os.environ, "FRAMEWORK_DATA": str(Path(os.environ.get("FRAMEWORK_DATA") or "data").absolute())}
         begun = time.perf_counter()
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8")

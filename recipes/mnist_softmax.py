@@ -5,8 +5,8 @@ be measured once at the end. One linear layer gives each digit a score.
 
 Expect: a test_accuracy of 0.922 after 10 epochs.
 All three parts go through the same ToTensor, which makes pixels of 0 to 255 numbers from 0 to 1. The notes feed their
-test images undivided, 255 times larger than those that were learned. The figures of a part are means over its images,
-also where the last batch is smaller, in eval mode and without gradients.
+test images undivided, 255 times larger than those that were learned. The figures of validation and test are means over
+all of their images, also where the last batch is smaller, in eval mode and without gradients.
 weights.svg shows the ten rows of the weight matrix: red pixels speak for a digit, blue ones against it.
 
 Next: --lr 1

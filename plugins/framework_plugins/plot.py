@@ -111,7 +111,7 @@ def _panel(
             style = {
                 "color": f"C{number if len(runs) > 1 else names.index(name)}",
                 "marker": "." if len(points) <= 30 else "",
-                "linewidth": 3.5 if len(runs) == 2 and number == 0 else 1.5,  # of two equal curves the lower one shows
+                "linewidth": 3.5 if number == 0 and _alike(name, runs) else 1.5,  # so that the one below shows
             }
             _curve(axes, points, label if len(runs) > 1 else name.partition("_")[0] if name != title else name, style)
             if len(finite) < len(points):
@@ -125,6 +125,15 @@ def _panel(
         axes.set_yscale("log")
     if len(runs) == 1 and len(axes.lines) > 1:
         axes.legend(frameon=False, fontsize=9)
+
+
+def _alike(name: str, runs: Mapping[str, Rows]) -> bool:
+    """Whether one of several runs lies on another."""
+    curves = [[row.get(name, math.nan) for row in rows] for rows in runs.values()]
+    return any(
+        len(a) == len(b) and all(math.isclose(x, y, rel_tol=0.01, abs_tol=1e-9) for x, y in zip(a, b, strict=True))
+        for a, b in itertools.combinations(curves, 2)
+    )
 
 
 def _curve(axes: Axes, points: Sequence[tuple[float, float]], label: str, style: Mapping[str, Any]) -> None:
