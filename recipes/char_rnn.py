@@ -3,10 +3,11 @@
 A text of a few sentences is cut into pieces of 20 letters. The network reads a piece letter by letter, keeps what it
 has read in a state of 64 numbers, and is to say the next letter each time.
 
-Expect: a train_accuracy of 0.96 after 100 epochs; always saying the blank, the commonest letter, has 0.22.
+Expect: a train_accuracy of 0.963 after 100 epochs, the most that can be had; always saying the blank has 0.22.
 The text that it writes at the end, one letter after another and each fed back in, then repeats the sentences: 67 pieces
-are learned by heart, which is all that a text of this size is good for. The first letters of a piece cannot be known,
-so 1.00 is out of reach. With --length 5 the network never sees far enough to know which sentence it is in.
+are learned by heart, which is all that a text of this size is good for. The blank is the commonest letter. The first
+letters of a piece cannot be known, so 1.00 is out of reach: of 1340 letters 1290 can. With --length 5 the network never
+sees far enough to know which sentence it is in.
 
 Cho et al. 2014, Learning phrase representations using RNN encoder-decoder; Hochreiter and Schmidhuber 1997, Long
 short-term memory.

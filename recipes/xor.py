@@ -8,7 +8,7 @@ One layer answers 0.5 everywhere: the best that a line can do here is to tell no
 rounding: 0.5 is called class 1, 0.4999999 class 0.) Without an activation between them two layers are one line too,
 since the product of two matrices is a matrix: try --activation none.
 
-Two hidden nodes are enough, if the first weights are good: seeds 0 to 4 find the way, seed 5 has two points wrong.
+Two hidden nodes are enough, if the first weights are good: seeds 0 to 4 find the way, seed 5 leaves two points at 0.5.
 
 Next: --activation none
 Next: --hidden 2

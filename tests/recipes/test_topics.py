@@ -154,7 +154,7 @@ def test_two_layers_without_an_activation_are_one(train: Any) -> None:
 
 def test_two_hidden_nodes_depend_on_the_first_weights(train: Any) -> None:
     assert train("xor", hidden=2).column("train_accuracy", "two layers")[-1] == 1.0
-    assert train("xor", hidden=2, seed=5).column("train_accuracy", "two layers")[-1] == 0.5
+    assert train("xor", hidden=2, seed=5).column("train_loss", "two layers")[-1] > 0.3  # two points stay at one half
 
 
 def test_initialization(train: Any) -> None:
