@@ -244,4 +244,4 @@ def _no_gradient(case: Case) -> str | None:
 
 @_rule(r"more than 1 value per channel")
 def _batch_norm(case: Case) -> str | None:
-    return "batch normalization cannot train on a batch of one sample: enlarge batch_size, or drop_last=True if it is the last"
+    return "batch normalization cannot train on a batch of one sample: use a larger batch_size, or drop_last=True"
