@@ -81,7 +81,7 @@ def _legend(figure: Figure) -> None:
     """One legend for all panels: a line for each run, and what the circles are."""
     from matplotlib.lines import Line2D
 
-    named = {str(line.get_label()): line for axes in figure.axes for line in axes.lines}
+    named = {str(line.get_label()): line for axes in reversed(figure.axes) for line in axes.lines}
     named = {label: line for label, line in named.items() if not label.startswith("_")}
     if named.pop(BEST, None):
         named[BEST] = Line2D([], [], color="gray", linestyle="", marker="o", fillstyle="none", label=BEST)
@@ -104,6 +104,7 @@ def _panel(
 ) -> None:
     shown: list[float] = []
     for number, (label, rows) in enumerate(runs.items()):
+        later = list(runs.values())[number + 1 :]
         for name in names:
             points = [(row["epoch"], float(row[name])) for row in rows if name in row]
             finite = [y for _, y in points if math.isfinite(y)]
@@ -111,7 +112,7 @@ def _panel(
             style = {
                 "color": f"C{number if len(runs) > 1 else names.index(name)}",
                 "marker": "." if len(points) <= 30 else "",
-                "linewidth": 3.5 if number == 0 and _alike(name, runs) else 1.5,  # so that the one below shows
+                "linewidth": 3.5 if any(_alike(rows, above, name) for above in later) else 1.5,  # so that both show
             }
             _curve(axes, points, label if len(runs) > 1 else name.partition("_")[0] if name != title else name, style)
             if len(finite) < len(points):
@@ -127,13 +128,10 @@ def _panel(
         axes.legend(frameon=False, fontsize=9)
 
 
-def _alike(name: str, runs: Mapping[str, Rows]) -> bool:
-    """Whether one of several runs lies on another."""
-    curves = [[row.get(name, math.nan) for row in rows] for rows in runs.values()]
-    return any(
-        len(a) == len(b) and all(math.isclose(x, y, rel_tol=0.01, abs_tol=1e-9) for x, y in zip(a, b, strict=True))
-        for a, b in itertools.combinations(curves, 2)
-    )
+def _alike(a: Rows, b: Rows, name: str) -> bool:
+    """Whether the curve of one run lies on that of another."""
+    pairs = ((x.get(name, math.nan), y.get(name, math.nan)) for x, y in zip(a, b, strict=False))
+    return len(a) == len(b) and all(math.isclose(x, y, rel_tol=0.01, abs_tol=1e-9) for x, y in pairs)
 
 
 def _curve(axes: Axes, points: Sequence[tuple[float, float]], label: str, style: Mapping[str, Any]) -> None:

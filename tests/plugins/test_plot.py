@@ -255,3 +255,16 @@ def test_compare_keeps_variants_of_one_label_in_two_runs_apart(
 def test_a_run_that_is_inf_is_named_in_the_picture(kept: Any, tmp_path: Path) -> None:
     compare((kept("fine", 0.1, [2.0, 1.0]), kept("wild", 9.0, [math.inf, math.nan])))
     assert "wild is inf or nan in 2 epochs" in texts(tmp_path / "compare.svg")
+
+
+def strokes(path: Path) -> list[str]:
+    """The widths of the curves, in the order in which they are drawn."""
+    return re.findall(
+        r"stroke: #(?:1f77b4|ff7f0e|2ca02c); stroke-width: ([\d.]+); stroke-linecap: square", path.read_text("utf-8")
+    )
+
+
+def test_of_runs_that_lie_on_each_other_the_lower_one_is_drawn_wider(kept: Any, tmp_path: Path) -> None:
+    compare((kept("a", 0.1, [2.0, 1.0]), kept("b", 0.2, [5.0, 4.0]), kept("c", 0.3, [2.0, 1.0])))
+    curves = strokes(tmp_path / "compare.svg")[:3]
+    assert curves == ["3.5", "1.5", "1.5"]
