@@ -1,7 +1,6 @@
 """Lab 01: tensors, from rank and shape to operations in place.
 
-A session at the Python prompt: each line is run and its result printed below, so you can type it after. Nothing is
-trained.
+A session at the Python prompt: each line is run and its result printed below, so you can type it after.
 
 Expect: m1 + m2 of shapes (1, 2) and (2, 1) is [[4, 5], [5, 6]], and the mean of integers is refused.
 The mean of the integers 1 and 2 is 1.5, which is no integer; NumPy answers 1.5 without a word, torch wants to be told
@@ -101,19 +100,21 @@ def recipe(run_dir: Path, part: str = "all") -> None:
 
 def draw(names: dict[str, Any], path: Path) -> None:
     """Broadcasting, concatenating and stacking as cells."""
-    titles = [
-        ["m1", "m2", "m1.expand(2, 2)", "m2.expand(2, 2)", "m1 + m2"],
-        ["p", "q", "torch.cat([p, q], dim=0)", "torch.cat([p, q], dim=1)"],
-        ["x", "y", "z", "torch.stack([x, y, z])", "torch.stack([x, y, z], dim=1)"],
-    ]
+    m1, m2, p, q, x, y, z = (names[name] for name in ("m1", "m2", "p", "q", "x", "y", "z"))
+    rows = [
+        {"m1": m1, "m2": m2, "m1.expand(2, 2)": m1.expand(2, 2), "m2.expand(2, 2)": m2.expand(2, 2),
+         "m1 + m2": m1 + m2},
+        {"p": p, "q": q, "cat([p, q], dim=0)": torch.cat([p, q]), "cat([p, q], dim=1)": torch.cat([p, q], dim=1)},
+        {"x": x, "y": y, "z": z, "stack([x, y, z])": torch.stack([x, y, z]),
+         "stack([x, y, z], dim=1)": torch.stack([x, y, z], dim=1)},
+    ]  # fmt: skip
     with picture(path, 8, 5.5) as figure:
-        for row, all_axes in zip(titles, figure.subplots(3, 5), strict=True):
+        for row, all_axes in zip(rows, figure.subplots(3, 5), strict=True):
             for axes in all_axes:
                 axes.axis("off")
-            for axes, title in zip(all_axes, row, strict=False):
-                cells = eval(title, names)
+            for axes, (title, cells) in zip(all_axes, row.items(), strict=False):
                 table = cells.reshape(-1, cells.size(-1))  # a vector as one row
                 axes.imshow(table.cpu().numpy(), cmap="Blues", vmin=0, vmax=14)
-                axes.set_title(f"{title.removeprefix('torch.')}\n{tuple(cells.shape)}", fontsize=8)
+                axes.set_title(f"{title}\n{tuple(cells.shape)}", fontsize=8)
                 for at in [(r, c) for r in range(len(table)) for c in range(table.size(1))]:
                     axes.text(at[1], at[0], f"{table[at]:g}", ha="center", va="center")
