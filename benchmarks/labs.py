@@ -89,7 +89,8 @@ def measure(name: str, pictures: Path | None = None) -> Measured:
     assert expected is not None
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "framework", str(RECIPES / f"{name}.py"), "-p", "no:progress"]
-        environment = {**os.environ, "FRAMEWORK_DATA": str(Path(os.environ.get("FRAMEWORK_DATA") or "data").absolute())}
+        data = str(Path(os.environ.get("FRAMEWORK_DATA") or "data").absolute())
+        environment = {**os.environ, "FRAMEWORK_DATA": data, "PYTHONIOENCODING": "utf-8"}
         begun = time.perf_counter()
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8")
         seconds = time.perf_counter() - begun

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,15 @@ from framework.errors import RunDirError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+# For names that users give: fonts of Windows, macOS and Linux with Hangul, which matplotlib's own do not have.
+HANGUL = ("Malgun Gothic", "Apple SD Gothic Neo", "NanumGothic", "Noto Sans CJK KR", "Noto Sans CJK JP")
+
+
+def drawn(path: Path) -> list[str]:
+    """The pictures in a run directory, those of its variants behind its own."""
+    files = sorted(path.rglob("*.svg"), key=lambda file: (len(file.parts), file))
+    return [file.relative_to(path).as_posix() for file in files]
 
 
 @contextlib.contextmanager
@@ -32,15 +42,22 @@ def picture(path: Path, width: float = 8, height: float = 4) -> Iterator[Figure]
     """
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import get_font_names
 
-    with matplotlib.rc_context(
-        {
-            "svg.hashsalt": "framework",  # the same figure gives the same file
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "figure.constrained_layout.use": True,  # keeps texts from overlapping
-        }
+    hangul = [font for font in get_font_names() if font in HANGUL]
+    with (
+        matplotlib.rc_context(
+            {
+                "svg.hashsalt": "framework",  # the same figure gives the same file
+                "axes.spines.top": False,
+                "axes.spines.right": False,
+                "figure.constrained_layout.use": True,  # keeps texts from overlapping
+                "font.family": ["sans-serif", *hangul],  # a letter that the first does not have is taken from the next
+            }
+        ),
+        warnings.catch_warnings(),
     ):
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box in its place says as much
         figure = Figure(figsize=(width, height))
         yield figure
         try:

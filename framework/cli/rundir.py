@@ -19,9 +19,11 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import tokenize
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +142,35 @@ def read_runs(path: Path) -> dict[str, tuple[Path, dict[str, Any], list[dict[str
     if "variants" in info:
         return {name: run for name in info["variants"] for run in read_runs(path / name).values()}
     return {str(info.get("label", path)): (path, info, read_rows(path))}
+
+
+def keep_source(path: Path, file: str | None) -> None:
+    """Keep a copy of the recipe as it ran, to read."""
+    if file:
+        with tokenize.open(file) as source:
+            write_text(path / "recipe.py", source.read())
+
+
+@contextlib.contextmanager
+def ending(path: Path, info: dict[str, Any], own: bool, mistaken: Callable[[BaseException], bool]) -> Iterator[None]:
+    """An error leaves its reason in run.json.
+
+    Args:
+        own: whether the directory is one of ours, which a mistake leaves behind no more than anything else
+        mistaken: whether an error is a mistake of the user before anything was trained; then the directory can be
+            used again
+    """
+    try:
+        yield
+    except BaseException as error:
+        mistake = mistaken(error)
+        if own and mistake:
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(RunDirError):
+                reason = None if mistake else f"{type(error).__name__}: {error}".removesuffix(": ")
+                write_info(path, {**info, "stop_reason": reason})
+        raise
 
 
 def sha256(path: Path) -> str:

@@ -6,7 +6,6 @@ import contextlib
 import importlib.metadata
 import os
 import shutil
-import tokenize
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +16,7 @@ import torch
 from framework import checkpoint
 from framework.cli import rundir, verbs
 from framework.cli.lab import Lab, find_lab
+from framework.cli.pictures import drawn
 from framework.device import resolve
 from framework.discovery import DISTRIBUTION, Listed, check, find, several
 from framework.errors import PluginError, RunDirError, UsageError, did_you_mean
@@ -77,7 +77,9 @@ def run(
         else:
             train = _run_one if isinstance(made, Recipe) else _run_variants
             results = train(made, lab, about, extra, target, path, own)
-    _tell_saved(path)
+    print(f"saved     {path}{os.sep}")
+    if pictures := drawn(path):
+        print(f"pictures  {', '.join(pictures)}")
     return results
 
 
@@ -97,41 +99,10 @@ def _draw(lab: Lab, about: dict[str, Any], path: Path, own: bool) -> None:
     """Call a recipe that trains nothing, in a directory that keeps what it was and what it draws."""
     info = {**about, **rundir.environment(), "stop_reason": None}
     rundir.write_info(path, info)
-    _keep_recipe(lab, path)
-    with _told(path, info, own, lambda error: isinstance(error, UsageError)):
+    rundir.keep_source(path, lab.file)
+    with rundir.ending(path, info, own, lambda error: isinstance(error, UsageError)):
         lab.draw(about["knobs"], path)
     rundir.write_info(path, {**info, "stop_reason": "completed"})
-
-
-def _keep_recipe(lab: Lab, path: Path) -> None:
-    if lab.file:
-        with tokenize.open(lab.file) as file:
-            rundir.write_text(path / "recipe.py", file.read())
-
-
-@contextlib.contextmanager
-def _told(path: Path, info: dict[str, Any], own: bool, mistaken: Callable[[BaseException], bool]) -> Iterator[None]:
-    """An error leaves its reason in run.json; a mistake before anything was trained leaves no directory of ours."""
-    try:
-        yield
-    except BaseException as error:
-        mistake = mistaken(error)
-        if own and mistake:
-            shutil.rmtree(path, ignore_errors=True)
-        else:  # in a directory that was named, --run-dir may name it again after a mistake
-            with contextlib.suppress(RunDirError):
-                reason = None if mistake else f"{type(error).__name__}: {error}".removesuffix(": ")
-                rundir.write_info(path, {**info, "stop_reason": reason})
-        raise
-
-
-def _tell_saved(path: Path) -> None:
-    """Where the run is, and its pictures."""
-    print(f"saved     {path}{os.sep}")
-    pictures = sorted(path.rglob("*.svg"), key=lambda file: (len(file.parts), file))
-    names = ", ".join(file.relative_to(path).as_posix() for file in pictures)
-    if names:
-        print(f"pictures  {names}")
 
 
 @contextlib.contextmanager
@@ -234,7 +205,7 @@ def _run_one(
     trainer: Trainer | None = None
     info = {**about, **rundir.environment(), "stop_reason": None}
     rundir.claim(path)
-    with _told(path, info, own, lambda e: isinstance(e, UsageError) and (trainer is None or trainer.step == 0)):
+    with rundir.ending(path, info, own, lambda e: isinstance(e, UsageError) and (trainer is None or trainer.step == 0)):
         trainer = trainer_of(recipe, line_up(lab.module, recipe.plugins, extra), device, path)
         info["plugins"] = [
             {"name": p.name, "listed": p.listed, "distribution": p.distribution}
@@ -242,7 +213,7 @@ def _run_one(
             if not p.name.startswith("_")  # the command line's own
         ]
         rundir.write_info(path, info)
-        _keep_recipe(lab, path)
+        rundir.keep_source(path, lab.file)
         result = trainer.fit(
             recipe.train, recipe.val, recipe.epochs, recipe.batch_size, recipe.shuffle, recipe.drop_last,
             accumulate=recipe.accumulate, num_workers=recipe.num_workers,

@@ -53,6 +53,8 @@ def draw(runs: Mapping[str, Rows], path: Path, best: Mapping[str, Mapping[str, A
     """
     from matplotlib.ticker import MaxNLocator
 
+    runs = {_text(label): rows for label, rows in runs.items()}
+    best = {_text(label): row for label, row in (best or {}).items()}
     panels = _panels(runs)
     # Of several runs the splits stand side by side: curves of one split are there to be compared, each in its range
     width = max(map(len, panels.values())) if len(runs) > 1 else 1
@@ -64,7 +66,7 @@ def draw(runs: Mapping[str, Rows], path: Path, best: Mapping[str, Mapping[str, A
                 if shown is None:
                     axes.remove()
                     continue
-                _panel(axes, base if width == 1 else shown[0], shown, runs, best or {})
+                _panel(axes, base if width == 1 else shown[0], shown, runs, best)
                 axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
                 axes.set_xlabel("epoch" if number == len(panels) else "")
                 if len(epochs) == 1:  # a single point in the middle
@@ -73,8 +75,12 @@ def draw(runs: Mapping[str, Rows], path: Path, best: Mapping[str, Mapping[str, A
             _legend(figure)
         folders = path.absolute().parts[:-1]
         title = "/".join(folders[-3:] if folders[-2].isdigit() else folders[-2:])  # recipe/001, recipe/001/variant
-        if title.isascii():  # the fonts of matplotlib have no Hangul
-            figure.suptitle(title, fontsize=10)
+        figure.suptitle(_text(title), fontsize=10)
+
+
+def _text(name: str) -> str:
+    """A name that can be drawn: one of a directory may be no Unicode."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _legend(figure: Figure) -> None:

@@ -42,9 +42,10 @@ if __name__ == "__main__":
 
 
 def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONUTF8": "1"}
+    environment = {"PYTHONIOENCODING": "utf-8", **os.environ}  # CI has cp949 in one of its passes
+    encoding = environment["PYTHONIOENCODING"]
     return subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, encoding="utf-8", timeout=300
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, encoding=encoding, timeout=300
     )
 
 
@@ -59,7 +60,7 @@ def test_a_recipe_runs_from_the_command_line_and_ends_with_a_picture_and_a_next_
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert "Warning" not in done.stderr
-    assert done.stdout.isascii()
+    assert done.stdout.replace(str(RECIPES), "").isascii()
     assert done.stdout.startswith(f"recipe    {name}    ")
     assert "\npictures  " in done.stdout
     assert done.stdout.splitlines()[-1].startswith("next      python -m framework ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,3 +65,17 @@ def test_matplotlib_is_imported_when_something_is_drawn_and_pyplot_never() -> No
         "assert 'matplotlib' in sys.modules; assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_label_in_hangul_ends_nothing_and_takes_a_font_of_the_system_where_there_is_one(tmp_path) -> None:
+    from matplotlib.font_manager import get_font_names
+
+    from framework.cli.pictures import HANGUL
+
+    with picture(tmp_path / "a.svg", 4, 2) as figure:  # a warning would be an error in the tests
+        figure.subplots().set_title("\ud55c\uae00")
+    svg = (tmp_path / "a.svg").read_text(encoding="utf-8")
+    ElementTree.fromstring(svg)
+    letters = set(re.findall(r'xlink:href="#(\w+)-[^"]*"', svg))
+    assert letters == {"DejaVuSans"} or any(name in get_font_names() for name in HANGUL)  # the numbers, and Hangul
+    assert len(letters) == 1 + any(name in get_font_names() for name in HANGUL)
