@@ -23,7 +23,7 @@ _HOMES = {
     "RecipeError": "errors", "Result": "trainer", "RunDirError": "errors", "Snapshot": "checkpoint",
     "Trainer": "trainer", "UsageError": "errors", "build": "cli.running", "described": "architecture",
     "hookimpl": "hooks", "layers": "architecture", "mode_of": "metrics", "picture": "cli.pictures",
-    "read_runs": "cli.rundir", "run": "cli.running",
+    "plain": "cli.pictures", "read_runs": "cli.rundir", "run": "cli.running",
 }  # fmt: skip
 
 __all__ = sorted(_HOMES)

@@ -2,6 +2,7 @@ from framework.architecture import described as described
 from framework.architecture import layers as layers
 from framework.checkpoint import Snapshot as Snapshot
 from framework.cli.pictures import picture as picture
+from framework.cli.pictures import plain as plain
 from framework.cli.rundir import read_runs as read_runs
 from framework.cli.running import build as build
 from framework.cli.running import run as run

@@ -98,7 +98,7 @@ class Lab:
             made = self.function(**settings)
         if isinstance(made, Mapping):
             if not made:
-                raise RecipeError(f"{self.name}: recipe() returned an empty dict")
+                raise RecipeError(f"{self.name}: recipe() returned an empty dict: there is nothing to train")
             for label, variant in made.items():
                 _check_label(self.name, label)
                 if not callable(variant):

@@ -24,6 +24,11 @@ def drawn(path: Path) -> list[str]:
     return [file.relative_to(path).as_posix() for file in files]
 
 
+def plain(text: str) -> str:
+    """A name of the user's as it can stand in a picture: with a $ that begins no formula, and Unicode throughout."""
+    return text.replace("$", r"\$").encode("utf-8", "backslashreplace").decode()
+
+
 @contextlib.contextmanager
 def picture(path: Path, width: float = 8, height: float = 4) -> Iterator[Figure]:
     """A figure of matplotlib to draw on, written to `path` as SVG when the block ends without an error.
@@ -38,8 +43,10 @@ def picture(path: Path, width: float = 8, height: float = 4) -> Iterator[Figure]
         width, height: in inches, of which a screen shows a hundred pixels each
 
     Raises:
-        RunDirError: the file cannot be written
+        RunDirError: the file cannot be written, or its name does not end in .svg
     """
+    if path.suffix.lower() != ".svg":
+        raise RunDirError(f"pictures are SVG files: name {path} {path.stem}.svg")
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.font_manager import get_font_names

@@ -32,7 +32,7 @@ import torch
 from framework import checkpoint
 from framework.errors import RunDirError
 
-INFO, ROWS = "run.json", "metrics.jsonl"
+INFO, ROWS, SOURCE = "run.json", "metrics.jsonl", "recipe.py"
 
 
 def new(recipe: str, base: Path = Path("runs")) -> Path:
@@ -109,9 +109,22 @@ def read_info(path: Path) -> dict[str, Any]:
         raise RunDirError(f"{path} is not a run directory: it has no {INFO}") from None
     except (OSError, ValueError) as error:
         raise RunDirError(f"{path / INFO} cannot be read: {error}") from error
-    if not isinstance(info, dict):
-        raise RunDirError(f"{path / INFO} is damaged: it holds no object")
+    if not isinstance(info, dict) or not _is_sound(info):
+        raise RunDirError(f"{path / INFO} is damaged: it does not hold what a run writes")
     return info
+
+
+def _is_sound(info: dict[str, Any]) -> bool:
+    """Whether what readers take for granted is of its kind."""
+    best, variants = info.get("best"), info.get("variants", [])
+    return (
+        isinstance(info.get("knobs", {}), dict)
+        and isinstance(info.get("test") or {}, dict)
+        and isinstance(info.get("seconds", 0.0), (int, float))
+        and (best is None or (isinstance(best, dict) and {"monitor", "value", "epoch"} <= best.keys()))
+        and isinstance(variants, list)
+        and all(isinstance(name, str) and Path(name).name == name != ".." for name in variants)
+    )
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -120,13 +133,17 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         raise RunDirError(f"{path} has no {ROWS}: was the run without the plugin history, or stopped before an epoch?")
     rows = []
-    lines = file.read_text(encoding="utf-8").splitlines()
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError as error:
             if number < len(lines):
                 raise RunDirError(f"{file}, line {number} is damaged: {error}") from error
+            continue
+        if not isinstance(row, dict) or not all(isinstance(value, (int, float)) for value in row.values()):
+            raise RunDirError(f"{file}, line {number} is damaged: it holds no figures of an epoch")
+        rows.append(row)
     if not rows:
         raise RunDirError(f"{file} is empty: the run stopped before its first epoch was over")
     return rows
@@ -148,12 +165,14 @@ def keep_source(path: Path, file: str | None) -> None:
     """Keep a copy of the recipe as it ran, to read."""
     if file:
         with tokenize.open(file) as source:
-            write_text(path / "recipe.py", source.read())
+            write_text(path / SOURCE, source.read())
 
 
 @contextlib.contextmanager
-def ending(path: Path, info: dict[str, Any], own: bool, mistaken: Callable[[BaseException], bool]) -> Iterator[None]:
-    """An error leaves its reason in run.json.
+def ending(
+    path: Path, info: dict[str, Any], own: bool, mistaken: Callable[[BaseException], bool], who: str = ""
+) -> Iterator[None]:
+    """An error leaves its reason in run.json, behind `who`.
 
     Args:
         own: whether the directory is one of ours, which a mistake leaves behind no more than anything else
@@ -168,7 +187,7 @@ def ending(path: Path, info: dict[str, Any], own: bool, mistaken: Callable[[Base
             shutil.rmtree(path, ignore_errors=True)
         else:
             with contextlib.suppress(RunDirError):
-                reason = None if mistake else f"{type(error).__name__}: {error}".removesuffix(": ")
+                reason = None if mistake else f"{who}{type(error).__name__}: {error}".removesuffix(": ")
                 write_info(path, {**info, "stop_reason": reason})
         raise
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -54,9 +53,8 @@ def run(
     extra = several(plugins)
     target = resolve(device)
     _check_all(extra)  # a misspelt name is told before anything is built or downloaded
-    added = [spec for spec in extra if not isinstance(spec, Listed) and not str(spec).startswith("no:")]
-    if lab.draws and added:
-        raise UsageError(f"the recipe {lab.name} trains nothing, so it takes no plugins: leave out {added[0]}")
+    if lab.draws:
+        target = _drawn_on(lab, str(device), extra)
     if not -(2**63) <= seed < 2**64:
         raise UsageError(f"seed must be a whole number of at most 64 bits, got {seed}")
     named = None if run_dir is None else rundir.claim(Path(run_dir))
@@ -72,8 +70,7 @@ def run(
     results = None
     with _deterministic(deterministic):
         if lab.draws:
-            with contextlib.nullcontext() if str(device) == "auto" else target:  # new tensors are made there
-                _draw(lab, about, path, own)
+            _draw(lab, about, path, own)
         else:
             train = _run_one if isinstance(made, Recipe) else _run_variants
             results = train(made, lab, about, extra, target, path, own)
@@ -81,6 +78,17 @@ def run(
     if pictures := drawn(path):
         print(f"pictures  {', '.join(pictures)}")
     return results
+
+
+def _drawn_on(lab: Lab, device: str, extra: Iterable[Any]) -> torch.device:
+    """The CPU, for a recipe that trains nothing; what it cannot use is refused."""
+    unused = [f"--device {device}"] if device not in ("auto", "cpu") else []
+    for spec in extra:
+        if not isinstance(spec, Listed) and spec not in [f"no:{name}" for name in default_names()]:
+            unused.append(f"-p {spec}")
+    if unused:
+        raise UsageError(f"the recipe {lab.name} trains nothing: leave out {', '.join(unused)}")
+    return torch.device("cpu")
 
 
 def _made(lab: Lab, settings: Mapping[str, Any], named: Path | None) -> Any:
@@ -100,7 +108,8 @@ def _draw(lab: Lab, about: dict[str, Any], path: Path, own: bool) -> None:
     info = {**about, **rundir.environment(), "stop_reason": None}
     rundir.write_info(path, info)
     rundir.keep_source(path, lab.file)
-    with rundir.ending(path, info, own, lambda error: isinstance(error, UsageError)):
+    files = rundir.INFO, rundir.SOURCE
+    with rundir.ending(path, info, own, lambda e: isinstance(e, UsageError) and _holds(path, *files)):
         lab.draw(about["knobs"], path)
     rundir.write_info(path, {**info, "stop_reason": "completed"})
 
@@ -108,15 +117,18 @@ def _draw(lab: Lab, about: dict[str, Any], path: Path, own: bool) -> None:
 @contextlib.contextmanager
 def _deterministic(asked: bool) -> Iterator[None]:
     """Refuse operations whose result can differ from run to run, if that was asked for; for this run alone."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    if asked:
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
+    if not asked:  # asking torch for anything here imports its compiler, which takes a second
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.backends.cudnn.benchmark = before[1]
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = benchmark
 
 
 def _check_all(specs: Iterable[Any]) -> None:
@@ -135,29 +147,31 @@ def _run_variants(
     own: bool,
 ) -> dict[str, Result]:  # fmt: skip
     """Train the variants of a recipe one after another, each in its own directory, and compare them."""
-    info = {**about, "variants": list(made), **rundir.environment(), "stop_reason": None}
-    rundir.write_info(parent, info)
     results: dict[str, Result] = {}
+    info = {**about, "variants": [], **rundir.environment(), "stop_reason": None}
+    rundir.write_info(parent, info)
     for label, variant in made.items():
         print(f"\nvariant   {label}")
         seed_everything(about["seed"])  # every variant starts from the same draws
-        try:
+        with rundir.ending(
+            parent, info, own, lambda e: isinstance(e, UsageError) and _holds(parent, rundir.INFO), f"{label}: "
+        ):
             one = variant if isinstance(variant, Recipe) else lab.checked(variant())
             results[label] = _run_one(one, lab, {**about, "label": label}, extra, device, parent / label, own)
-        except BaseException as error:
-            if own and isinstance(error, UsageError) and [entry.name for entry in parent.iterdir()] == [rundir.INFO]:
-                shutil.rmtree(parent, ignore_errors=True)
-            else:
-                with contextlib.suppress(RunDirError):
-                    rundir.write_info(parent, {**info, "stop_reason": f"{label}: {type(error).__name__}: {error}"})
-            raise
+        info["variants"] = list(results)
         if results[label].stop_reason == CTRL_C:
-            rundir.write_info(parent, {**info, "variants": list(results), "stop_reason": CTRL_C})
+            rundir.write_info(parent, {**info, "stop_reason": CTRL_C})
             return results
+        rundir.write_info(parent, info)
     rundir.write_info(parent, {**info, "stop_reason": "completed"})
     if len(results) > 1:
         _compare(parent)
     return results
+
+
+def _holds(path: Path, *names: str) -> bool:
+    """Whether a directory holds these at the most, so that nothing is lost with it."""
+    return {entry.name for entry in path.iterdir()} <= {*names}
 
 
 def _compare(parent: Path) -> None:

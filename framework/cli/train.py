@@ -28,6 +28,8 @@ class Signals:
         self._trainer: Trainer | None = None
 
     def on_fit_start(self, trainer: Trainer) -> None:
+        if self.interrupted:  # when the fit of the variant before was over already
+            raise KeyboardInterrupt
         if threading.current_thread() is threading.main_thread():
             self._trainer = trainer
             self._before = signal.signal(signal.SIGINT, self._on_signal)
@@ -53,8 +55,9 @@ def train(recipe: str, arguments: list[str]) -> int:
         lab = find_lab(recipe)
         knobs, options = of_recipe(lab, arguments)
         _run(lab, knobs, options, signals)
+        quoted = f'"{recipe}"' if " " in recipe else recipe
         for line in re.findall(r"^Next: (.+)$", lab.documentation, flags=re.MULTILINE):
-            print(f"next      python -m framework {recipe} {line}")  # what is worth trying now
+            print(f"next      python -m framework {quoted} {line}")  # what is worth trying now
     return 130 if signals.interrupted else 0
 
 

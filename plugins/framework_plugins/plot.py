@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from framework import Result, Trainer, UsageError, mode_of, picture, read_runs
+from framework import Result, RunDirError, Trainer, UsageError, mode_of, picture, plain, read_runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Rows = Sequence[Mapping[str, Any]]
 DECADES = 2  # a panel gets a logarithmic axis where its values span at least so many
+MEDIAN = ", median of "
 BEST = "best epoch"  # what a circle is, in the legend of several runs
 MANY = 200  # epochs from which on a curve is drawn with its moving median
 
@@ -53,9 +54,9 @@ def draw(runs: Mapping[str, Rows], path: Path, best: Mapping[str, Mapping[str, A
     """
     from matplotlib.ticker import MaxNLocator
 
-    runs = {_text(label): rows for label, rows in runs.items()}
-    best = {_text(label): row for label, row in (best or {}).items()}
     panels = _panels(runs)
+    if not panels or not all("epoch" in row for rows in runs.values() for row in rows):
+        raise RunDirError(f"the runs have no figures by epoch to draw in {path}")
     # Of several runs the splits stand side by side: curves of one split are there to be compared, each in its range
     width = max(map(len, panels.values())) if len(runs) > 1 else 1
     epochs = {row["epoch"] for rows in runs.values() for row in rows}
@@ -66,7 +67,7 @@ def draw(runs: Mapping[str, Rows], path: Path, best: Mapping[str, Mapping[str, A
                 if shown is None:
                     axes.remove()
                     continue
-                _panel(axes, base if width == 1 else shown[0], shown, runs, best)
+                _panel(axes, base if width == 1 else shown[0], shown, runs, best or {})
                 axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
                 axes.set_xlabel("epoch" if number == len(panels) else "")
                 if len(epochs) == 1:  # a single point in the middle
@@ -74,21 +75,16 @@ def draw(runs: Mapping[str, Rows], path: Path, best: Mapping[str, Mapping[str, A
         if len(runs) > 1:
             _legend(figure)
         folders = path.absolute().parts[:-1]
-        title = "/".join(folders[-3:] if folders[-2].isdigit() else folders[-2:])  # recipe/001, recipe/001/variant
-        figure.suptitle(_text(title), fontsize=10)
-
-
-def _text(name: str) -> str:
-    """A name that can be drawn: one of a directory may be no Unicode."""
-    return name.encode("utf-8", "backslashreplace").decode()
+        of_variant = len(folders) > 2 and folders[-2].isdigit()  # recipe/001/variant
+        figure.suptitle(plain("/".join(folders[-3 if of_variant else -2 :])), fontsize=10)
 
 
 def _legend(figure: Figure) -> None:
     """One legend for all panels: a line for each run, and what the circles are."""
     from matplotlib.lines import Line2D
 
-    named = {str(line.get_label()): line for axes in reversed(figure.axes) for line in axes.lines}
-    named = {label: line for label, line in named.items() if not label.startswith("_")}
+    labels = [(str(line.get_label()), line) for axes in figure.axes for line in axes.lines]
+    named = {label.partition(MEDIAN)[0]: line for label, line in labels if not label.startswith("_")}
     if named.pop(BEST, None):
         named[BEST] = Line2D([], [], color="gray", linestyle="", marker="o", fillstyle="none", label=BEST)
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
@@ -111,27 +107,37 @@ def _panel(
     shown: list[float] = []
     for number, (label, rows) in enumerate(runs.items()):
         later = list(runs.values())[number + 1 :]
+        color = _color(number, len(runs))
         for name in names:
+            above = sum(_alike(rows, other, name) for other in later)  # curves that would hide this one
             points = [(row["epoch"], float(row[name])) for row in rows if name in row]
             finite = [y for _, y in points if math.isfinite(y)]
             shown += finite
             style = {
-                "color": f"C{number if len(runs) > 1 else names.index(name)}",
+                "color": color if len(runs) > 1 else f"C{names.index(name)}",
                 "marker": "." if len(points) <= 30 else "",
-                "linewidth": 3.5 if any(_alike(rows, above, name) for above in later) else 1.5,  # so that both show
+                "linewidth": 1.5 + 2 * min(above, 3),
             }
-            _curve(axes, points, label if len(runs) > 1 else name.partition("_")[0] if name != title else name, style)
+            told = label if len(runs) > 1 else name.partition("_")[0] if name != title else name
+            _curve(axes, points, plain(told), style)
             if len(finite) < len(points):
-                whose = label if len(runs) > 1 else name
+                whose = plain(label if len(runs) > 1 else name)
                 axes.set_title(f"{whose} is inf or nan in {len(points) - len(finite)} epochs", fontsize=9, loc="right")
         if any(name in row for row in rows for name in names):
-            _mark_best(axes, names, rows, best.get(label), None if len(runs) == 1 else f"C{number}")
-    axes.set_ylabel(title)
+            _mark_best(axes, names, rows, best.get(label), None if len(runs) == 1 else color)
+    axes.set_ylabel(plain(title))
     axes.grid(alpha=0.3)
     if shown and min(shown) > 0 and math.log10(max(shown) / min(shown)) >= DECADES:
         axes.set_yscale("log")
     if len(runs) == 1 and len(axes.lines) > 1:
         axes.legend(frameon=False, fontsize=9)
+
+
+def _color(number: int, count: int) -> Any:
+    """A color of its own for each of several runs; matplotlib's cycle has ten."""
+    from matplotlib import colormaps
+
+    return f"C{number}" if count <= 10 else colormaps["turbo"](number / (count - 1))
 
 
 def _alike(a: Rows, b: Rows, name: str) -> bool:
@@ -148,13 +154,15 @@ def _curve(axes: Axes, points: Sequence[tuple[float, float]], label: str, style:
         axes.plot(x, y, label=label, **style)
         return
     axes.plot(x, y, **{**style, "linewidth": 0.5, "alpha": 0.4})
-    half = min(len(y) // 100, 50)  # an even window: of a curve that zigzags it takes the middle
-    windows = ([value for value in y[max(0, at - half) : at + half] if value == value] for at in range(len(y)))
+    half = min(len(y) // 100, 50)
+    # Windows of one even size, at the ends too: of a curve that zigzags the median is then in the middle throughout
+    starts = (min(max(0, at - half), len(y) - 2 * half) for at in range(len(y)))
+    windows = ([value for value in y[start : start + 2 * half] if value == value] for start in starts)
     medians = [statistics.median(window) if window else math.nan for window in windows]
-    axes.plot(x, medians, label=f"{label}, median of {2 * half} epochs", **style)
+    axes.plot(x, medians, label=f"{label}{MEDIAN}{2 * half} epochs", **style)
 
 
-def _mark_best(axes: Axes, names: list[str], rows: Rows, best: Mapping[str, Any] | None, color: str | None) -> None:
+def _mark_best(axes: Axes, names: list[str], rows: Rows, best: Mapping[str, Any] | None, color: Any) -> None:
     """A circle at the best epoch; of several runs it has the color of its run."""
     monitor = best["monitor"] if best else next((n for n in ("val_loss", "train_loss") if n in names), "")
     if monitor not in names:
@@ -197,11 +205,9 @@ def compare(runs: tuple[Path, ...], output: str = "") -> None:
         runs: run directories, or one directory of several variants
         output: the picture; by default compare.svg in the first directory's parent
     """
-    found: dict[str, tuple[Path, dict[str, Any], Rows]] = {}
-    for directory in runs:
-        for label, run in read_runs(directory).items():
-            name = label if label not in found else str(directory)
-            found[name if name not in found else f"{directory}/{label}"] = run
+    listed = [(path, label, run) for path in dict.fromkeys(runs) for label, run in read_runs(path).items()]
+    short = len({label for _, label, _ in listed}) == len(listed)  # else each is named with its directory
+    found = {label if short else _full(path, label, run[0]): run for path, label, run in listed}
     if len(found) < 2:
         raise UsageError("name at least two run directories, or one that holds several variants")
     infos = {label: info for label, (_, info, _) in found.items()}
@@ -215,6 +221,10 @@ def compare(runs: tuple[Path, ...], output: str = "") -> None:
     best = {label: info.get("best") for label, info in infos.items()}
     draw({label: rows for label, (_, _, rows) in found.items()}, path, best)
     print(f"drawn     {path}")
+
+
+def _full(directory: Path, label: str, path: Path) -> str:
+    return str(directory) if path == directory else f"{directory}/{label}"
 
 
 Columns = dict[str, dict[str, str]]  # by heading, then by run

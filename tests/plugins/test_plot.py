@@ -248,7 +248,7 @@ def test_compare_keeps_variants_of_one_label_in_two_runs_apart(
         (tmp_path / run / "run.json").write_text(json.dumps({"variants": ["a", "b"]}), encoding="utf-8")
     compare((tmp_path / "first", tmp_path / "second"))
     lines = capsys.readouterr().out.splitlines()[1:-1]
-    labels = ["a", "b", str(tmp_path / "second"), f"{tmp_path / 'second'}/b"]
+    labels = [f"{tmp_path / run}/{label}" for run in ("first", "second") for label in ("a", "b")]
     assert all(line.startswith(f"{label}  ") for line, label in zip(lines, labels, strict=True))
 
 
@@ -268,3 +268,55 @@ def test_of_runs_that_lie_on_each_other_the_lower_one_is_drawn_wider(kept: Any, 
     compare((kept("a", 0.1, [2.0, 1.0]), kept("b", 0.2, [5.0, 4.0]), kept("c", 0.3, [2.0, 1.0])))
     curves = strokes(tmp_path / "compare.svg")[:3]
     assert curves == ["3.5", "1.5", "1.5"]
+
+
+def test_a_dollar_in_a_name_begins_no_formula(kept: Any, tmp_path: Path) -> None:
+    figures = {"price_in_$x_": [1.0, 2.0]}
+    runs = (kept("costs $x_$", 0.1, [2.0, 1.0], figures), kept("b", 0.2, [2.0, 1.0], figures))
+    compare(runs)
+    plot(runs)
+    assert "costs $x_$" in " ".join(texts(tmp_path / "compare.svg")).replace("\\", "")
+
+
+@pytest.mark.parametrize("output", ["x.png", "x"])
+def test_a_picture_of_another_kind_is_refused(kept: Any, output: str, tmp_path: Path) -> None:
+    with pytest.raises(RunDirError, match=r"pictures are SVG files: name .*x\.svg"):
+        compare((kept("a", 0.1, [2.0, 1.0]), kept("b", 0.2, [2.0, 1.0])), output)
+
+
+def test_rows_without_figures_are_told(kept: Any, tmp_path: Path) -> None:
+    path = kept("a", 0.1, [2.0, 1.0])
+    for rows_ in ('{"epoch": 0, "step": 1}', '{"train_loss": 1.0}'):
+        (path / "metrics.jsonl").write_text(rows_ + "\n", encoding="utf-8")
+        with pytest.raises(RunDirError, match="no figures by epoch to draw"):
+            plot((path,))
+
+
+def test_one_run_named_twice_is_one(kept: Any) -> None:
+    run = kept("a", 0.1, [2.0, 1.0])
+    with pytest.raises(UsageError, match="name at least two run"):
+        compare((run, run))
+
+
+def test_each_of_many_runs_has_a_color_of_its_own(kept: Any, tmp_path: Path) -> None:
+    compare(tuple(kept(f"r{number}", number / 10, [2.0, 1.0 + number]) for number in range(20)))
+    colors = re.findall(
+        r"stroke: (#[0-9a-f]{6}); stroke-width: 1\.5; stroke-linecap: square",
+        (tmp_path / "compare.svg").read_text("utf-8"),
+    )
+    assert len(set(colors)) >= 20
+
+
+def test_the_moving_median_of_a_zigzag_lies_in_its_middle_to_the_end(tmp_path: Path) -> None:
+    from framework_plugins import plot as module
+
+    class Axes:
+        def __init__(self) -> None:
+            self.lines: list[list[float]] = []
+
+        def plot(self, x: list[float], y: list[float], **style: Any) -> None:
+            self.lines.append(y)
+
+    axes = Axes()
+    module._curve(axes, [(e, float(e % 2)) for e in range(300)], "zigzag", {})  # type: ignore[arg-type]
+    assert axes.lines[1] == [0.5] * 300

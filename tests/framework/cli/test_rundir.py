@@ -185,3 +185,30 @@ def test_variants_that_never_ran_are_named() -> None:
 def test_the_digest_is_that_of_the_bytes() -> None:
     Path("x").write_bytes(b"\r\n\x00")
     assert rundir.sha256(Path("x")) == hashlib.sha256(b"\r\n\x00").hexdigest()
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"best": {"epoch": 1}}, {"best": 3}, {"knobs": None}, {"seconds": None}, {"variants": None},
+        {"variants": ["."]}, {"variants": [".."]}, {"variants": ["a/b"]}, {"variants": [3]}, {"test": [1]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_run_json_that_no_run_writes_is_told(info) -> None:
+    made("here", [{"epoch": 0, "train_loss": 1.0}], **info)
+    with pytest.raises(RunDirError, match=r"run\.json is damaged"):
+        read_runs(Path("here"))
+
+
+@pytest.mark.parametrize("line", ["[1]", "3", '{"epoch": 0, "train_loss": null}', '{"epoch": 0, "train_loss": "low"}'])
+def test_a_row_that_holds_no_figures_is_told_with_its_line(line) -> None:
+    with pytest.raises(RunDirError, match=r"line 2 is damaged: it holds no figures of an epoch"):
+        rundir.read_rows(made("here", f'{{"epoch": 0, "train_loss": 1.0}}\n{line}\n'))
+
+
+def test_a_last_line_cut_inside_a_letter_is_left_out() -> None:
+    path = made("here", '{"epoch": 0, "train_loss": 1.0}\n')
+    with (path / "metrics.jsonl").open("ab") as file:
+        file.write('{"epoch": 1, "\ud55c'.encode()[:-1])
+    assert rundir.read_rows(path) == [{"epoch": 0, "train_loss": 1.0}]

@@ -556,17 +556,27 @@ def test_it_can_be_told_where(lab, go, refused) -> None:
 
 
 def test_it_takes_no_plugins(lab, go, refused) -> None:
-    assert "the recipe lab trains nothing, so it takes no plugins: leave out summary" in refused(
-        lab(DRAWS), "-p", "summary"
-    )
-    assert go(lab(DRAWS), "-p", "no:plot").code == 0
+    assert "the recipe lab trains nothing: leave out -p summary" in refused(lab(DRAWS), "-p", "summary")
+    assert "leave out -p no:plott" in refused(lab(DRAWS), "-p", "no:plott")
+    assert go(lab(DRAWS), "-p", "no:plot").code == 0  # as a script says for every recipe
 
 
-def test_its_tensors_are_made_on_the_device_that_is_asked_for(lab, go) -> None:
+def test_it_runs_on_the_cpu_and_says_so(lab, go, info) -> None:
     assert go(lab(DRAWS), "--device", "cpu").line("here") == "001 0.1 cpu"
-    assert torch.zeros(1).device.type == "cpu"
+    assert info()["device"] == "cpu"
     if torch.cuda.is_available():
-        assert go(lab(DRAWS), "--device", "cuda").line("here").endswith("cuda:0")
+        go(lab(DRAWS))
+        assert info("runs/lab/002")["device"] == "cpu"
+        assert "leave out --device cuda" in go(lab(DRAWS), "--device", "cuda").err
+
+
+def test_what_it_has_written_is_not_lost_by_its_error(lab, go, info, tmp_path) -> None:
+    source = "def recipe(run_dir):\n    (run_dir / 'table.csv').write_text('1')\n    raise OSError(12, 'no memory')\n"
+    outcome = go(lab(source))
+    assert outcome.code != 0
+    assert "no memory" in outcome.err
+    assert (tmp_path / "runs/lab/001/table.csv").is_file()
+    assert "no memory" in info()["stop_reason"]
 
 
 @pytest.mark.parametrize("body", ["return made()", "return 3", "raise KeyError('x')"])
@@ -589,3 +599,44 @@ def test_the_pictures_of_variants_are_told_with_their_labels(lab, go) -> None:
     assert told.startswith("compare.svg, ")
     assert "large step/curves.svg" in told
     assert "small/curves.svg" in told
+
+
+# ------------------------------------------------------------------------------------------- Ctrl-C, determinism
+
+
+def test_ctrl_c_after_the_last_step_of_a_variant_begins_no_other(lab, go, info, tmp_path) -> None:
+    """The variant in hand is complete; the fit of the next is not begun."""
+    source = (
+        "import os, signal\n"
+        "def on_fit_end(trainer):\n    os.kill(os.getpid(), signal.SIGINT)\n"
+        "def recipe(): return {'a': made, 'b': made}\n"
+    )
+    outcome = go(lab(source), "-p", "no:plot")
+    assert outcome.code == 130
+    assert info("runs/lab/001/a")["stop_reason"] == "completed"
+    assert info()["variants"] == ["a"]
+    assert info()["stop_reason"] == "b: KeyboardInterrupt"
+    assert (tmp_path / "runs/lab/001/b/metrics.jsonl").read_text() == ""
+
+
+def test_the_variants_that_ran_can_be_read_when_a_later_one_failed(lab, go, info) -> None:
+    source = "def recipe(): return {'a': made, 'b': made, 'c': lambda: {}['x'], 'd': made}\n"
+    assert go(lab(source), "-p", "no:plot").code == 2
+    assert info()["variants"] == ["a", "b"]
+    assert list(framework.read_runs(Path("runs/lab/001"))) == ["a", "b"]
+
+
+def test_what_torch_was_told_about_determinism_is_left_as_it_was(lab) -> None:
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        for deterministic in (False, True):
+            run(lab("def recipe(): return made(epochs=1)\n"), deterministic=deterministic, plugins=QUICK)
+            assert torch.are_deterministic_algorithms_enabled()
+            assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_the_suggested_commands_can_be_typed_where_a_folder_has_a_space(lab, go) -> None:
+    outcome = go(lab(name="my labs/lab.py"), "--epochs", "1", "-p", "no:plot")
+    assert outcome.line("next") == 'python -m framework "my labs/lab.py" --lr 0.5'
