@@ -23,7 +23,7 @@ import psutil
 import torch
 from torch import nn
 
-from framework import picture
+from framework import UsageError, picture
 
 WARM_UP = 5
 
@@ -76,6 +76,8 @@ def recipe(run_dir: Path, widths: tuple[int, ...] = (500, 200_000), steps: int =
         widths: nodes of the hidden layer, such as --widths 500 5000 50000
         steps: steps that are timed, after 5 that are not
     """
+    if steps < 1 or min(widths, default=0) < 1:
+        raise UsageError(f"steps and widths must be whole numbers from 1 up, got {steps} and {widths}")
     devices = [torch.device("cpu")]
     if torch.accelerator.is_available():
         devices.append(torch.accelerator.current_accelerator() or devices[0])

@@ -21,6 +21,8 @@ from torch.utils.data import TensorDataset
 
 from framework import Recipe, Result, Trainer, hookimpl, picture
 
+SHOWN = 4  # epochs in the picture, at most
+
 
 class ShowBatches:
     """Prints the rows of each batch, and draws in which batch a row came."""
@@ -38,12 +40,13 @@ class ShowBatches:
         print(f"epoch {len(self.epochs) - 1}  iteration {len(self.epochs[-1])}  rows {rows}  classes {classes}")
 
     def on_fit_end(self, trainer: Trainer, result: Result) -> None:
-        print(f"{result.epochs} epochs of {len(self.epochs[0])} batches: {result.steps} iterations")
+        print(f"epochs {result.epochs} x batches {len(self.epochs[0])} = iterations {result.steps}")
         if trainer.run_dir is None:
             return
         with picture(trainer.run_dir / "batches.svg", 8, 3.5) as figure:
-            all_axes = figure.subplots(1, len(self.epochs), sharey=True, squeeze=False)[0]
-            for epoch, (axes, batches) in enumerate(zip(all_axes, self.epochs, strict=True)):
+            shown = self.epochs[:SHOWN]
+            all_axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+            for epoch, (axes, batches) in enumerate(zip(all_axes, shown, strict=True)):
                 for number, rows in enumerate(batches, start=1):
                     axes.plot([number] * len(rows), rows, "s", markersize=9, color=f"C{number - 1}")
                 axes.set_title(f"epoch {epoch}", fontsize=10)

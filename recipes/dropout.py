@@ -33,8 +33,9 @@ class WithDropoutOn:
         x, y = trainer.loaders["val"].dataset.tensors
         right = trainer.predict(x).argmax(dim=1) == y
         trainer.model.train()
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             passes = [trainer.model(x.to(trainer.device)).argmax(dim=1).cpu() == y for _ in range(3)]
+        trainer.model.eval()
         wrongly = ", ".join(f"{float(each.float().mean()):.4f}" for each in passes)
         print(f"eval mode val_accuracy {float(right.float().mean()):.4f}")
         print(f"train mode, three times over the same digits: {wrongly}")
@@ -69,4 +70,4 @@ def recipe(
             plugins=["accuracy", WithDropoutOn()],
         )
 
-    return {f"p = {p:g}": partial(network, p) for p in rates}
+    return {f"p = {p:.12g}": partial(network, p) for p in rates}

@@ -20,6 +20,7 @@ Next: --lr 0.1
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -28,10 +29,10 @@ from torch import Tensor, nn
 
 from framework import Recipe, Trainer, picture
 
-INITIALIZATIONS: dict[str, Callable[[Tensor], Any]] = {
+INITIALIZATIONS: dict[str, Callable[[Tensor], Any] | None] = {
     "normal 1": nn.init.normal_,
     "normal 0.01": partial(nn.init.normal_, std=0.01),
-    "torch's own": lambda weight: None,
+    "torch's own": None,
     "xavier": nn.init.xavier_normal_,
     "he": partial(nn.init.kaiming_normal_, nonlinearity="relu"),
 }
@@ -44,13 +45,13 @@ class Signal:
         self.label, self.found = label, found
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        x = next(iter(trainer.loaders["val"]))[0].to(trainer.device)
+        x = trainer.loaders["val"].dataset.tensors[0].to(trainer.device)
         sizes = []
         with torch.no_grad():
             for layer in trainer.model.children():
                 x = layer(x)
                 if isinstance(layer, nn.Linear):
-                    sizes.append(float(x.std()))
+                    sizes.append(float(x.std(dim=0).mean()))  # over the images: what tells one from another
         self.found[self.label] = sizes
         print(f"signal    {sizes[0]:.3g} behind the first layer, {sizes[-1]:.3g} behind the last")
         if trainer.run_dir is not None and len(self.found) == len(INITIALIZATIONS):
@@ -81,12 +82,13 @@ def recipe(
 
     def network(label: str) -> Recipe:
         layers: list[nn.Module] = []
-        for inputs in [64, *[width] * (depth - 1)]:
-            layers += [nn.Linear(inputs, width), kinds[activation]()]
-        model = nn.Sequential(*layers, nn.Linear(width, 10))
-        for module in model.modules():
+        for inputs, nodes in pairwise([64, *[width] * depth, 10]):
+            layers += [nn.Linear(inputs, nodes), kinds[activation]()]
+        model = nn.Sequential(*layers[:-1])
+        draw = INITIALIZATIONS[label]
+        for module in model.modules() if draw else ():
             if isinstance(module, nn.Linear):
-                INITIALIZATIONS[label](module.weight)
+                draw(module.weight)
                 nn.init.zeros_(module.bias)
         return Recipe(
             model=model,

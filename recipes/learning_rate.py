@@ -49,4 +49,4 @@ def recipe(lrs: tuple[float, ...] = (1e5, 1e-10, 0.1), epochs: int = 20) -> dict
             plugins=["accuracy"],
         )
 
-    return {f"lr {lr:g}": partial(softmax, lr) for lr in lrs}
+    return {f"lr {lr:.12g}": partial(softmax, lr) for lr in lrs}

@@ -19,10 +19,21 @@ from collections.abc import Callable
 
 import torch
 from framework_plugins.datasets import mnist
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from framework import Recipe, Trainer
+
+
+class Count:
+    """At the end, the share of all images that the final weights get right."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x, y
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        right = (trainer.predict(self.x) >= 0.5) == self.y
+        print(f"accuracy  {float(right.float().mean()):.4f} of the training images, after {trainer.step} updates")
 
 
 def recipe(
@@ -45,8 +56,9 @@ def recipe(
     y = torch.cat([torch.full((len(images), 1), float(digit)) for digit, images in enumerate(digits)])
 
     def network(size: int | None, epochs: int) -> Recipe:
-        torch.manual_seed(weights)
-        model = nn.Sequential(nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, 1), nn.Sigmoid())
+        with torch.random.fork_rng(devices=[]):  # what is drawn later, such as the order of the images, is --seed's
+            torch.manual_seed(weights)
+            model = nn.Sequential(nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, 1), nn.Sigmoid())
         return Recipe(
             model=model,
             loss=nn.BCELoss(),
@@ -55,16 +67,10 @@ def recipe(
             batch_size=size,
             shuffle=shuffle,
             epochs=epochs,
-            plugins=["accuracy"],
+            plugins=["accuracy", Count(x, y)],
         )
 
     return {
         "gradient descent": lambda: network(None, epochs),
         "mini-batches": lambda: network(batch_size, minibatch_epochs),
     }
-
-
-def on_fit_end(trainer: Trainer) -> None:
-    loader = trainer.loaders["train"]
-    accuracy = trainer.evaluate(getattr(loader, "dataset", loader), batch_size=2048)["test_accuracy"]
-    print(f"accuracy  {accuracy:.4f} of the training images, after {trainer.step} updates")

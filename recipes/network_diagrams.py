@@ -19,7 +19,7 @@ from pathlib import Path
 from framework_plugins.diagram import columns, draw
 from torch import nn
 
-from framework import described, layers
+from framework import UsageError, described, layers
 
 EXAMPLES = (
     "Linear ReLU Linear",
@@ -43,6 +43,8 @@ def recipe(run_dir: Path, widths: tuple[int, ...] = (3, 5, 5, 2)) -> None:
     Args:
         widths: nodes of the input and of each layer of a network of your own, such as --widths 784 256 10
     """
+    if len(widths) < 2 or min(widths) < 1:
+        raise UsageError(f"widths must be two numbers or more, each from 1 up, got {widths}")
     print("\nlayers  hidden  modules")
     for kinds in EXAMPLES:
         count = len(layers(chain(kinds, (2,) * 4)))

@@ -38,7 +38,7 @@ def recipe(
 ) -> dict[str, Callable[[], Recipe]]:
     """
     Args:
-        samples: digits to learn from, at most 1000
+        samples: digits to learn from, from 2 to 1000
         noise: share of them that gets a random label
         epochs: passes over them
         width: nodes of each hidden layer; a sixteenth of them in the variant with fewer
@@ -55,7 +55,7 @@ def recipe(
             val=val,
             test=test,
             epochs=epochs,
-            batch_size=20,
+            batch_size=min(20, samples),
             drop_last=True,
             plugins=["accuracy", *plugins],
         )

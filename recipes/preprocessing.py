@@ -70,7 +70,7 @@ def on_fit_end(trainer: Trainer) -> None:
     if isinstance(standardize, Standardize) and trainer.run_dir is not None:
         with picture(trainer.run_dir / "features.svg", 8, 3) as figure:
             left, right = figure.subplots(1, 2, sharey=True)
-            for axes, seen in ((left, x), (right, standardize.cpu()(x))):
+            for axes, seen in ((left, x), (right, standardize(x.to(trainer.device)).cpu())):
                 for row in range(3):
                     axes.plot(seen[:, row], [row] * len(seen), "o")
                 axes.axvline(0, color="gray", linewidth=0.8)

@@ -48,10 +48,11 @@ class Trace:
             self.points.append((trainer.step, self.seen / self.samples, error))
 
     def on_fit_end(self, trainer: Trainer) -> None:
-        by_updates = {updates: error for updates, _, error in self.points}
-        by_epochs = {epochs: error for _, epochs, error in self.points}
-        print(f"error     {by_updates.get(self.updates, math.nan):.6f} after {self.updates} updates")
-        print(f"error     {by_epochs.get(1.0, math.nan):.6f} after one epoch")
+        for updates, epochs, error in self.points:
+            if updates == self.updates:
+                print(f"error     {error:.6f} after {updates} updates")
+            if epochs == 1:
+                print(f"error     {error:.6f} after one epoch")
         if trainer.run_dir is None or trainer.run_dir.name != "m samples":  # the last one draws them all
             return
         with picture(trainer.run_dir.parent / "versions.svg", 8, 6) as figure:
@@ -98,5 +99,5 @@ def recipe(
     return {
         "all samples": lambda: version("all samples", None, updates),
         "one sample": lambda: version("one sample", 1, 1),
-        "m samples": lambda: version("m samples", batch_size, max(1, round(updates * batch_size / samples))),
+        "m samples": lambda: version("m samples", batch_size, math.ceil(updates / math.ceil(samples / batch_size))),
     }

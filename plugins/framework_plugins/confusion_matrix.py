@@ -8,25 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framework import DataError, Trainer, picture
+from framework import DataError, Trainer, UsageError, picture, plain
 
-SPLITS = ("val", "test")
 MOST = 30  # classes up to which the numbers are written into the picture
 
 
 class ConfusionMatrix:
     """Counts the samples of each class by the class that the model gives them, and draws the counts.
 
-    `confusion_val.svg` is that of the last pass over the validation set, `confusion_test.svg` that of the test set. A
-    row is a class, a column an answer; what is right stands on the diagonal. The counts stay on the device until the
-    end of a pass; `matrix[split]` holds them after it, of shape (classes, classes). Without a run directory nothing is
-    drawn.
+    `confusion_val.svg` is that of the last pass over the validation set (without one `confusion_train.svg`, of the last
+    epoch), `confusion_test.svg` that of the test set. A row is a class, a column an answer; what is right stands on the
+    diagonal. Samples of the loss's ignore_index do not count. The counts stay on the device until the end of a pass;
+    `matrix[split]` holds them after it, of shape (classes, classes). Without a run directory nothing is drawn.
 
     Args:
         class_names: for the axes; by default the numbers of the classes
 
     Raises:
         DataError: the model gives no scores of classes, of shape (N, C), or the targets are no class numbers
+        UsageError: there are not as many class_names as classes
     """
 
     def __init__(self, class_names: Sequence[str] | None = None, name: str = "confusion_matrix") -> None:
@@ -34,25 +34,37 @@ class ConfusionMatrix:
         self.class_names = class_names
         self.matrix: dict[str, Tensor] = {}
         self._looked = False
+        self._splits: tuple[str, ...] = ("test",)  # of which answers are counted
 
-    def on_fit_start(self) -> None:
+    def on_fit_start(self, trainer: Trainer) -> None:
         self._looked = False
+        self._splits = "val" if "val" in trainer.loaders else "train", "test"
 
     def on_split_start(self, split: str) -> None:
         self.matrix.pop(split, None)
 
-    def on_batch_end(self, split: str, batch: Any, output: Any, samples: int) -> None:
-        if split not in SPLITS and self._looked:  # the first batch of all shows what is wrong, not the last pass
+    def on_batch_end(self, trainer: Trainer, split: str, batch: Any, output: Any, samples: int) -> None:
+        if not self._looked:  # the first batch of all shows what is wrong, not the last pass
+            self._look(output, batch[1])
+        if split not in self._splits:
             return
-        target, self._looked = batch[1], True
-        classes = isinstance(output, Tensor) and output.dim() == 2 and output.size(1) > 1
-        if not (classes and target.shape == output.shape[:1] and target.dtype == torch.int64):
-            raise DataError(f"{self.name} needs scores of shape (N, C) and class numbers, int64 of shape (N,)")
-        if split in SPLITS:
-            size = output.size(1)
-            cells = target[:samples] * size + output[:samples].argmax(dim=1)
-            counts = self.matrix.setdefault(split, torch.zeros(size, size, dtype=torch.int64, device=output.device))
-            counts.view(-1).index_add_(0, cells, torch.ones_like(cells))
+        classes, target = output.size(1), batch[1][:samples]
+        if split not in self.matrix:
+            self.matrix[split] = torch.zeros(classes, classes, dtype=torch.int64, device=output.device)
+        counted = (target != getattr(trainer.loss, "ignore_index", -100)).long()
+        cells = target * counted * classes + output[:samples].argmax(dim=1)
+        self.matrix[split].view(-1).index_add_(0, cells, counted)
+
+    def _look(self, output: Any, target: Any) -> None:
+        scores, labels = (tuple(getattr(part, "shape", ())) for part in (output, target))
+        if len(scores) != 2 or scores[1] < 2 or labels != scores[:1] or target.dtype != torch.int64:
+            raise DataError(
+                f"{self.name} needs scores of shape (N, C) and class numbers, int64 of shape (N,); the model gives "
+                f"{scores or type(output).__name__}, and the target is {getattr(target, 'dtype', '')} {labels}"
+            )
+        if self.class_names is not None and len(self.class_names) != scores[1]:
+            raise UsageError(f"{self.name} has {len(self.class_names)} class_names; the model has {scores[1]} classes")
+        self._looked = True
 
     def on_split_end(self, trainer: Trainer, split: str) -> None:
         if split in self.matrix:
@@ -61,14 +73,14 @@ class ConfusionMatrix:
                 self._draw(trainer, split)
 
     def on_fit_end(self, trainer: Trainer) -> None:
-        if "val" in self.matrix:
-            self._draw(trainer, "val")
+        if self._splits[0] in self.matrix:
+            self._draw(trainer, self._splits[0])
 
     def _draw(self, trainer: Trainer, split: str) -> None:
         if trainer.run_dir is None:
             return
         matrix = self.matrix[split]
-        names = self.class_names or [str(number) for number in range(len(matrix))]
+        names = [plain(name) for name in self.class_names or map(str, range(len(matrix)))]
         shares = matrix / matrix.sum(dim=1, keepdim=True).clamp(min=1)  # colors show small classes as well as large
         with picture(trainer.run_dir / f"confusion_{split}.svg", 8, 6.5) as figure:
             axes = figure.subplots()
@@ -80,7 +92,7 @@ class ConfusionMatrix:
             axes.set_ylabel("right class")
             right, count = int(matrix.trace()), int(matrix.sum())
             axes.set_title(f"{split}: {right} of {count} right ({right / max(count, 1):.2%})", fontsize=11)
-            for row, column in (matrix.nonzero().tolist()) if len(matrix) <= MOST else ():
+            for row, column in matrix.nonzero().tolist() if len(matrix) <= MOST else ():
                 color = "white" if shares[row, column] > 0.5 else "black"
                 number = int(matrix[row, column])
                 axes.text(column, row, str(number), ha="center", va="center", color=color, fontsize=8)

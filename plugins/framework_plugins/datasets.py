@@ -79,7 +79,7 @@ def digits(samples: int = 1000, noise: float = 0.0) -> tuple[TensorDataset, Tens
 
 
 def _root(root: str | Path) -> Path:
-    return Path(root or os.environ.get("FRAMEWORK_DATA") or "data")
+    return Path(root or os.environ.get("FRAMEWORK_DATA") or "data").expanduser()
 
 
 def _complete(folder: Path) -> bool:
@@ -136,9 +136,13 @@ def _said(folder: Path, name: str) -> Iterator[None]:
         yield
     except Exception as error:
         what = "is cut off" if (folder / name).is_file() else "is not there"
+        if (folder / f"{name}.gz").is_file():
+            what = f"{what}, {name}.gz is damaged,"
+        printable = "".join(letter if letter.isprintable() else " " for letter in str(error))
+        reason = printable[:200]  # some servers answer with a whole page
         *first, last = (f"{name}.gz" for name in FILES)
         raise DataError(
-            f"{folder / name} {what} and cannot be downloaded ({error}): put {', '.join(first)} and {last} into "
+            f"{folder / name} {what} and cannot be downloaded ({reason}): put {', '.join(first)} and {last} into "
             f"{folder}, or name the folder that has MNIST{os.sep}raw with --data-root or FRAMEWORK_DATA "
             "(the recipe digits needs no download)"
         ) from error
@@ -158,4 +162,4 @@ def data(action: Literal["fetch"], dataset: Literal["mnist"], to: str = "") -> N
     root = _root(to)
     fetched = _complete(root / "MNIST" / "raw")
     print(f"{'fetched' if fetched else 'complete':<10}{root / 'MNIST' / 'raw'} ({len(FILES)} files)")
-    print(f"use       --data-root {root}, or the environment variable FRAMEWORK_DATA={root.absolute()}")
+    print(f'use       --data-root "{root}", or the environment variable FRAMEWORK_DATA={root.absolute()}')

@@ -17,11 +17,12 @@ GRID = 100  # points of the plane in each direction
 class DecisionBoundary:
     """Draws `decision_boundary.svg` at the end of a fit: the classes of the plane, and the data.
 
-    For a model of two features. One output is the probability of class 1 (of a loss that takes logits, its sigmoid),
-    and the boundary is where it is 0.5; several are the scores of classes. Without a run directory nothing is drawn.
+    For a model of two features and targets that are classes. One output is the probability of class 1 (of a loss that
+    takes logits, its sigmoid), and the boundary is where it is 0.5; several are the scores of classes. Without a run
+    directory nothing is drawn.
 
     Raises:
-        DataError: x is no batch of two features, of shape (N, 2)
+        DataError: x is no batch of two features, of shape (N, 2), or y are no classes
     """
 
     def __init__(self, name: str = "decision_boundary") -> None:
@@ -38,6 +39,8 @@ class DecisionBoundary:
         if not isinstance(x, Tensor) or x.dim() != 2 or x.size(1) != 2:
             shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise DataError(f"{self.name} draws a plane of two features, x of shape (N, 2); a batch has {shape}")
+        if not self._seen and bool((y != y.round()).any() | (y < 0).any()):
+            raise DataError(f"{self.name} draws classes; the target y has {float(y.flatten()[0]):g}, which is no class")
         self._seen.append((x.clone(), y.clone()))
 
     def on_fit_end(self, trainer: Trainer) -> None:

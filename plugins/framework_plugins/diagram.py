@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 from tqdm import tqdm
 
-from framework import Trainer, UsageError, build, described, picture
+from framework import Trainer, UsageError, build, described, layers, picture
 
 MOST = 8  # nodes of a layer that are drawn; of more, the first few and the last
 
@@ -57,7 +57,8 @@ def columns(model: nn.Module) -> list[Column]:
             found = found or [Column(module.in_features)]
             found.append(Column(module.out_features, ["Linear"]))
         elif any(parameter.dim() > 1 for parameter in module.parameters(recurse=False)):  # of a norm all have one
-            raise UsageError(f"the layer {name!r} is a {type(module).__name__}: only Linear layers can be drawn")
+            what = f"the layer {name!r}" if name else "the model"
+            raise UsageError(f"{what} is a {type(module).__name__}: only Linear layers can be drawn")
         elif found and not list(module.children()):
             found[-1].kinds.append(type(module).__name__)
     if not found:
@@ -99,7 +100,8 @@ def draw(model: nn.Module, path: Path, title: str = "") -> None:
                           ha="center", va="bottom", fontsize=9)  # fmt: skip
         axes.margins(0.12, 0.2 / max(map(len, nodes.values())))
         axes.axis("off")
-        figure.suptitle(title or described(model), fontsize=11)
+        counted = len(layers(model)) == last  # else norms count as layers, and the picture shows no column for them
+        figure.suptitle(title or (described(model) if counted else type(model).__name__), fontsize=11)
 
 
 def _shown(nodes: int) -> list[int | None]:

@@ -10,61 +10,72 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from framework import DataError, Trainer, UsageError, picture
+from framework import DataError, Trainer, UsageError, picture, plain
 
-SPLITS = ("val", "test")
 COLUMNS = 6
 
 
 class TopLosses:
     """Draws the images with the largest losses, each with its class and with what the model took it for.
 
-    `top_losses_val.svg` shows those of the last pass over the validation set, `top_losses_test.svg` those of the test
-    set. Only the few largest are kept, on the device, until the end of a pass; `worst[split]` holds losses, images,
-    right classes, answers and their probabilities after it. Without a run directory nothing is drawn.
+    `top_losses_val.svg` shows those of the last pass over the validation set (without one `top_losses_train.svg`, of
+    the last epoch), `top_losses_test.svg` those of the test set. Only the few largest are kept, on the device, until
+    the end of a pass; `worst[split]` holds losses, images, right classes, answers and their probabilities after it.
+    Without a run directory nothing is drawn.
 
     Args:
         count: how many images
         class_names: for the titles; by default the numbers of the classes
 
     Raises:
-        UsageError: count below 1
+        UsageError: count below 1, or not as many class_names as classes
         DataError: x is no batch of images, of shape (N, H, W), (N, C, H, W) with 1 or 3 channels, or (N, S * S); or
             the model gives no scores of classes, of shape (N, C)
     """
 
     def __init__(self, count: int = 12, class_names: Sequence[str] | None = None, name: str = "top_losses") -> None:
-        if not isinstance(count, int) or count < 1:
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise UsageError(f"count must be a whole number from 1 up, got {count!r}")
         self.name = name
         self.count = count
         self.class_names = class_names
         self.worst: dict[str, tuple[Tensor, ...]] = {}
         self._looked = False
+        self._splits: tuple[str, ...] = ("test",)  # of which images are kept
 
-    def on_fit_start(self) -> None:
+    def on_fit_start(self, trainer: Trainer) -> None:
         self._looked = False
+        self._splits = "val" if "val" in trainer.loaders else "train", "test"
 
     def on_split_start(self, split: str) -> None:
         self.worst.pop(split, None)
 
-    def on_batch_end(self, split: str, batch: Any, output: Any, samples: int) -> None:
-        if split not in SPLITS and self._looked:  # the first batch of all shows what is wrong, not the last pass
+    def on_batch_end(self, trainer: Trainer, split: str, batch: Any, output: Any, samples: int) -> None:
+        if not self._looked:  # the first batch of all shows what is wrong, not the last pass
+            self._look(output, *batch)
+        if split not in self._splits:
             return
-        (x, target), self._looked = batch, True
-        classes = isinstance(output, Tensor) and output.dim() == 2 and output.size(1) > 1
-        if not (classes and target.shape == output.shape[:1] and target.dtype == torch.int64):
-            raise DataError(f"{self.name} needs scores of shape (N, C) and class numbers, int64 of shape (N,)")
-        _as_images(x[:1], self.name)
-        if split not in SPLITS:
-            return
-        x, target, output = x[:samples], target[:samples], output[:samples]
+        x, target, output = batch[0][:samples], batch[1][:samples], output[:samples].float()
+        ignored = getattr(trainer.loss, "ignore_index", -100)
+        losses = F.cross_entropy(output, target, reduction="none", ignore_index=ignored)
         sure, answer = output.softmax(dim=1).max(dim=1)
-        found: tuple[Tensor, ...] = F.cross_entropy(output, target, reduction="none"), x, target, answer, sure
+        found: tuple[Tensor, ...] = losses, x, target, answer, sure
         if split in self.worst:
             found = tuple(torch.cat(pair) for pair in zip(self.worst[split], found, strict=True))
         largest = found[0].topk(min(self.count, len(found[0]))).indices
         self.worst[split] = tuple(part[largest] for part in found)
+
+    def _look(self, output: Any, x: Any, target: Any) -> None:
+        scores, labels = (tuple(getattr(part, "shape", ())) for part in (output, target))
+        if len(scores) != 2 or scores[1] < 2 or labels != scores[:1] or target.dtype != torch.int64:
+            raise DataError(
+                f"{self.name} needs scores of shape (N, C) and class numbers, int64 of shape (N,); the model gives "
+                f"{scores or type(output).__name__}, and the target is {getattr(target, 'dtype', '')} {labels}"
+            )
+        if self.class_names is not None and len(self.class_names) != scores[1]:
+            raise UsageError(f"{self.name} has {len(self.class_names)} class_names; the model has {scores[1]} classes")
+        _as_images(x[:1], self.name)
+        self._looked = True
 
     def on_split_end(self, trainer: Trainer, split: str) -> None:
         if split in self.worst:
@@ -73,8 +84,8 @@ class TopLosses:
                 self._draw(trainer, split)
 
     def on_fit_end(self, trainer: Trainer) -> None:
-        if "val" in self.worst:
-            self._draw(trainer, "val")
+        if self._splits[0] in self.worst:
+            self._draw(trainer, self._splits[0])
 
     def _draw(self, trainer: Trainer, split: str) -> None:
         if trainer.run_dir is None:
@@ -86,12 +97,12 @@ class TopLosses:
                 axes.axis("off")
                 if number < len(losses):
                     said = f"{self._name(right[number])}, taken for\n{self._name(answer[number])} ({sure[number]:.0%})"
-                    axes.imshow(_as_images(x, self.name)[number].numpy(), cmap="gray_r")
+                    axes.imshow(_as_images(x, self.name)[number].float().numpy(), cmap="gray_r")
                     axes.set_title(said, fontsize=9)
             figure.suptitle(f"{split}: the {len(losses)} largest losses", fontsize=11)
 
     def _name(self, number: Tensor) -> str:
-        return self.class_names[int(number)] if self.class_names else str(int(number))
+        return plain(self.class_names[int(number)]) if self.class_names else str(int(number))
 
 
 def _as_images(x: Any, plugin: str) -> Tensor:
@@ -104,5 +115,5 @@ def _as_images(x: Any, plugin: str) -> Tensor:
         low, high = x.amin(dim=(1, 2, 3), keepdim=True), x.amax(dim=(1, 2, 3), keepdim=True)
         scaled = (x - low) / (high - low).clamp(min=1e-12)  # colors are from 0 to 1
         return scaled[:, 0] if x.size(1) == 1 else scaled.permute(0, 2, 3, 1)
-    shape = f"a batch of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+    shape = tuple(getattr(x, "shape", ())) or type(x).__name__
     raise DataError(f"{plugin} draws images, of shape (N, H, W), (N, 1 or 3, H, W) or (N, S * S); x is {shape}")
