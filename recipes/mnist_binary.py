@@ -6,9 +6,9 @@ once 100 epochs of seven batches of 2048 (the last holds 377), in the order of t
 Expect: 0.9953 of the images right by gradient descent and 0.9931 by mini-batches, as in the notes.
 Both are counted over all images after the training; train_accuracy of an epoch is a mean over weights that were still
 moving. The mini-batches made their 700 updates with a seventh of the arithmetic. They end elsewhere because the notes
-do not shuffle: the zeros come first, so the last four batches of an epoch hold only ones. With --shuffle both have
-0.9953. The first weights matter more than either: with --weights 0 it is 0.9871 against 0.9934.
-The images are those that were learned, so this tells how well they are known, not how well others will be.
+do not shuffle: the zeros come first, so the last four batches of an epoch hold only ones. With --shuffle it is 0.9953
+for both. The first weights matter more than either: with --weights 0 it is 0.9871 against 0.9934. The images are those
+that were learned, so this tells how well they are known, not how well others will be.
 
 Next: --shuffle
 Next: --weights 0

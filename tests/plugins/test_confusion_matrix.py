@@ -11,7 +11,7 @@ import torch
 from framework_plugins.confusion_matrix import ConfusionMatrix
 from torch import Tensor, nn
 
-from framework import DataError, Trainer
+from framework import DataError, Trainer, UsageError
 
 
 def classes(samples: int = 23, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -68,6 +68,47 @@ def test_rows_that_are_padding_do_not_count() -> None:
     padded = Trainer(trainer.model, trainer.loss, trainer.optimizer, [Pads(), plugin], device="cpu")
     padded.evaluate(classes(20), batch_size=5)
     assert plugin.matrix["test"].sum() == 8
+
+
+def test_what_the_loss_ignores_does_not_count() -> None:
+    for ignored in (-100, 1, 7):
+        x, y = classes()
+        y[:5] = ignored
+        plugin = ConfusionMatrix()
+        trainer = trainer_of(plugin, loss=nn.CrossEntropyLoss(ignore_index=ignored))
+        trainer.evaluate((x, y), 4)
+        kept = y != ignored
+        assert plugin.matrix["test"].tolist() == by_hand(trainer, (x[kept], y[kept]))
+
+
+def test_the_counts_of_all_processes_are_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainer.sum adds over processes; here a trainer that stands for two with the same data."""
+
+    class Two(Trainer):
+        def sum(self, value: Tensor) -> Tensor:
+            return super().sum(value) * 2
+
+    plugin = ConfusionMatrix()
+    one = trainer_of(plugin)
+    trainer = Two(one.model, one.loss, one.optimizer, [plugin], device="cpu")
+    trainer.evaluate(classes(), 5)
+    assert plugin.matrix["test"].sum() == 46
+
+
+def test_without_a_validation_set_the_last_epoch_is_drawn(tmp_path: Path) -> None:
+    plugin = ConfusionMatrix()
+    trainer = trainer_of(plugin, tmp_path)
+    trainer.fit(classes(), epochs=3, batch_size=5)
+    assert [path.name for path in tmp_path.iterdir()] == ["confusion_train.svg"]
+    assert plugin.matrix["train"].sum() == 23
+
+
+@pytest.mark.parametrize("names", [["cat", "dog"], ["cat", "dog", "elk", "fox"]])
+def test_as_many_names_as_classes_are_needed(names: list[str]) -> None:
+    trainer = trainer_of(ConfusionMatrix(class_names=names))
+    with pytest.raises(UsageError, match=f"confusion_matrix has {len(names)} class_names; the model has 3 classes"):
+        trainer.fit(classes(), epochs=5)
+    assert trainer.epoch == 0
 
 
 def test_both_pictures_are_drawn_with_the_counts_and_the_names(tmp_path: Path) -> None:

@@ -9,13 +9,17 @@ import gzip
 import hashlib
 import http.server
 import shutil
+import socket
+import socketserver
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 import torch
+from framework_plugins import datasets
 from framework_plugins.datasets import FILES, digits
 from framework_plugins.datasets import mnist as load_mnist
 from torchvision.datasets import MNIST
@@ -144,6 +148,43 @@ def test_the_next_mirror_is_asked_where_the_first_fails(mirror, tmp_path, monkey
     assert sizes(tmp_path) == FILES
 
 
+def test_of_several_failures_the_first_is_told(mirror, tmp_path, monkeypatch) -> None:
+    mirror.files = {}  # the first mirror answers, with 404
+    monkeypatch.setattr(MNIST, "mirrors", [mirror.url, "http://127.0.0.1:9/"])
+    with pytest.raises(DataError, match="404") as caught:
+        load_mnist(tmp_path)
+    assert isinstance(caught.value.__cause__, HTTPError)
+    caught.value.__cause__.close()  # it holds the answer of the server
+
+
+def test_a_server_that_says_nothing_is_given_up(tmp_path, monkeypatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it is connected to, and never answers
+        monkeypatch.setattr(datasets, "TIMEOUT", 0.1)
+        monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{silent.getsockname()[1]}/"])
+        with pytest.raises(DataError, match="timed out"):
+            load_mnist(tmp_path)
+    assert socket.getdefaulttimeout() is None
+
+
+def test_a_server_that_speaks_no_http_is_told(tmp_path, monkeypatch) -> None:
+    class Garbage(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65536)
+            self.request.sendall(b"\x00\x07 what?\r\n\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Garbage) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_address[1]}/"] * 2)
+        try:
+            with pytest.raises(DataError, match="cannot be downloaded") as caught:
+                load_mnist(tmp_path)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert str(caught.value).isprintable()
+
+
 def test_a_connection_that_breaks_off_leaves_nothing_that_looks_whole(mirror, tmp_path, capsys) -> None:
     mirror.cut = True
     assert fetch(tmp_path) == 2
@@ -173,6 +214,22 @@ def test_without_a_network_a_damaged_file_is_named_and_kept(offline, tmp_path) -
     with pytest.raises(DataError, match=r"train-images-idx3-ubyte is cut off and cannot be downloaded"):
         load_mnist(tmp_path)
     assert (raw / "train-images-idx3-ubyte").read_bytes() == b"half"
+
+
+def test_a_damaged_packed_file_is_told(offline, tmp_path) -> None:
+    raw = tmp_path / "MNIST/raw"
+    raw.mkdir(parents=True)
+    (raw / "train-images-idx3-ubyte.gz").write_bytes(b"half")
+    with pytest.raises(DataError, match=r"is not there, train-images-idx3-ubyte\.gz is damaged, and cannot be"):
+        load_mnist(tmp_path)
+
+
+def test_a_tilde_is_the_home_directory(offline, tmp_path, monkeypatch) -> None:
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    with pytest.raises(DataError) as caught:
+        load_mnist("~/class")
+    assert str(caught.value).startswith(str(tmp_path / "class" / "MNIST"))
 
 
 @pytest.mark.parametrize("recipe", ["mnist_softmax", "mnist_mlp", "mnist_cnn", "mnist_binary"])

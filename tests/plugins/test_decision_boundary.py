@@ -10,6 +10,7 @@ import pytest
 import torch
 from framework_plugins.decision_boundary import DecisionBoundary
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from framework import DataError, Trainer
 
@@ -89,6 +90,32 @@ def test_other_features_than_two_are_refused_at_the_first_batch(x: Tensor, tmp_p
 
     with pytest.raises(DataError, match=r"decision_boundary draws a plane of two features, x of shape \(N, 2\)"):
         trainer_of(First(), nn.BCEWithLogitsLoss(), tmp_path).fit((x, Y), epochs=3)
+
+
+@pytest.mark.parametrize("y", [Y / 2, -Y])
+def test_targets_that_are_no_classes_are_refused(y: Tensor, tmp_path: Path) -> None:
+    trainer = trainer_of(nn.Linear(2, 1), nn.MSELoss(), tmp_path)
+    with pytest.raises(DataError, match="decision_boundary draws classes; the target y has"):
+        trainer.fit((X, y), epochs=3)
+    assert trainer.epoch == 0
+
+
+def test_points_whose_memory_is_used_again_are_drawn_where_they_were(tmp_path: Path) -> None:
+    """A loader, or a faster loop, may give each batch in the same memory."""
+    memory = torch.zeros(1, 2), torch.zeros(1, 1)
+
+    def collate(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        for part, value in zip(memory, pairs[0], strict=True):
+            part.copy_(value)
+        return memory
+
+    loader = DataLoader(TensorDataset(X, Y), collate_fn=collate)
+
+    def drawn(data: Any, batch_size: int | None = None) -> list[str]:
+        trainer_of(upright(20), nn.BCEWithLogitsLoss(), tmp_path).fit(data, epochs=1, batch_size=batch_size)
+        return sorted((tmp_path / "decision_boundary.svg").read_text("utf-8").splitlines())  # in any order
+
+    assert drawn(loader) == drawn((X, Y), 1)
 
 
 def test_nothing_is_drawn_without_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,9 +73,7 @@ def test_images_of_every_usual_shape_are_drawn(shape: tuple[int, ...], tmp_path:
 @pytest.mark.parametrize("shape", [(15,), (2, 4, 4), (1, 1, 4, 4)])
 def test_what_is_no_image_is_refused_at_the_first_batch(shape: tuple[int, ...]) -> None:
     trainer = trainer_of(TopLosses(), torch.Size(shape).numel())
-    with pytest.raises(
-        DataError, match=rf"top_losses draws images.*x is a batch of shape \(1, {', '.join(map(str, shape))}"
-    ):
+    with pytest.raises(DataError, match=rf"top_losses draws images.*; x is \(1, {', '.join(map(str, shape))}"):
         trainer.fit(images(*shape), epochs=5)
     assert trainer.epoch == 0
 
@@ -85,6 +83,46 @@ def test_targets_that_are_no_classes_are_refused() -> None:
     trainer = trainer_of(TopLosses())
     with pytest.raises(DataError, match="top_losses needs scores"):
         trainer.fit((x, torch.rand(23, 3).softmax(dim=1)), epochs=1)
+
+
+def test_rows_that_are_padding_are_not_kept() -> None:
+    class Pads:
+        def on_batch_start(self, trainer: Trainer) -> None:
+            trainer.samples = min(trainer.samples, 2)
+
+    plugin = TopLosses(count=100)
+    trainer = trainer_of(plugin)
+    padded = Trainer(trainer.model, trainer.loss, trainer.optimizer, [Pads(), plugin], device="cpu")
+    x, y = images(4, 4, samples=10)
+    padded.evaluate((x, y), batch_size=5)
+    real = torch.tensor([0, 1, 5, 6])
+    losses = F.cross_entropy(trainer.predict(x), y, reduction="none")[real]
+    torch.testing.assert_close(plugin.worst["test"][0], losses.sort(descending=True).values)
+
+
+def test_without_a_validation_set_those_of_the_last_epoch_are_drawn(tmp_path: Path) -> None:
+    plugin = TopLosses(count=5)
+    trainer = trainer_of(plugin, run_dir=tmp_path)
+    trainer.fit(images(4, 4), epochs=2, batch_size=4)
+    assert [path.name for path in tmp_path.iterdir()] == ["top_losses_train.svg"]
+    trainer.fit(images(4, 4), images(4, 4, seed=1), epochs=1)
+    assert (tmp_path / "top_losses_val.svg").is_file()
+
+
+def test_what_the_loss_ignores_has_no_loss() -> None:
+    plugin = TopLosses(count=2)
+    x, y = images(4, 4)
+    first = trainer_of(plugin)
+    ignoring = Trainer(first.model, nn.CrossEntropyLoss(ignore_index=1), first.optimizer, [plugin], device="cpu")
+    ignoring.evaluate((x, y), 5)
+    assert 1 not in plugin.worst["test"][2].tolist()
+
+
+def test_as_many_names_as_classes_are_needed() -> None:
+    trainer = trainer_of(TopLosses(class_names=["cat", "dog"]))
+    with pytest.raises(UsageError, match="top_losses has 2 class_names; the model has 3 classes"):
+        trainer.fit(images(4, 4), epochs=5)
+    assert trainer.epoch == 0
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, "3"])

@@ -54,7 +54,8 @@ def train(tmp_path: Path) -> Callable[..., Trained]:
         trained = Trained()
         directory = tmp_path / f"{recipe}-{len(list(tmp_path.iterdir()))}"
         path = ROOT / "recipes" / f"{recipe}.py"
-        trained.result = framework.run(path, run_dir=directory, device="cpu", plugins=[trained], **knobs)
+        plugins = [*knobs.pop("plugins", []), trained]
+        trained.result = framework.run(path, run_dir=directory, device="cpu", plugins=plugins, **knobs)
         return trained
 
     return run

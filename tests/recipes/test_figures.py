@@ -326,6 +326,22 @@ def test_mnist_binary(train: Any, figures: Any, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.usefixtures("mnist")
+def test_mnist_binary_counts_without_another_plugin(train: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    few = {"epochs": 2, "minibatch_epochs": 2}
+    train("mnist_binary", **few)
+    without = train("mnist_binary", **few, plugins=["no:accuracy"])
+    printed = re.findall(r"^accuracy  .*$", capsys.readouterr().out, re.MULTILINE)
+    assert len(printed) == 4
+    assert printed[:2] == printed[2:]
+    for result in without.result.values():
+        assert "train_accuracy" not in result.history[-1]
+    # The seed of the first weights is the recipe's own, that of the order is --seed
+    first, second = (train("mnist_binary", epochs=1, minibatch_epochs=1, lr=0.0, seed=seed) for seed in (0, 1))
+    for a, b in zip(first.trainers, second.trainers, strict=True):
+        assert all(map(torch.equal, a.model.parameters(), b.model.parameters()))
+
+
+@pytest.mark.usefixtures("mnist")
 def test_mnist_softmax(train: Any, figures: Any) -> None:
     """Test images of the same scale, in eval mode, the mean over all of them: what the notes do not do."""
     assert "do it right" in figures["mnist_softmax"]["setup"]

@@ -176,6 +176,20 @@ def test_initialization_draws_what_its_names_say(train: Any) -> None:
         "xavier": (2 / (inputs + outputs)) ** 0.5, "he": (2 / inputs) ** 0.5,
     }  # fmt: skip
     assert spread == pytest.approx(wanted, rel=0.05)
+    for label, trainer in zip(trained.result, trained.trainers, strict=True):
+        biases = [value for name, value in trainer.model.named_parameters() if name.endswith("bias")]
+        assert all(bool((bias == 0).all()) for bias in biases) == (label != "torch's own")
+
+
+def test_measuring_the_signal_changes_no_weight(train: Any) -> None:
+    """Dropped from the command line, with `-p no:signal`, the run is the same to the last bit."""
+    trained, without = (train("initialization", epochs=2, depth=2, **more) for more in ({}, {"plugins": ["no:signal"]}))
+    for a, b in zip(trained.trainers, without.trainers, strict=True):
+        assert all(map(torch.equal, a.model.parameters(), b.model.parameters()))
+
+
+def test_the_smallest_network_of_the_lab_has_no_hidden_layer(train: Any) -> None:
+    assert len(train("initialization", epochs=1, depth=0).trainers[0].model) == 1
 
 
 def test_batch_norm(train: Any) -> None:

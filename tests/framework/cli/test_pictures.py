@@ -79,3 +79,19 @@ def test_a_label_in_hangul_ends_nothing_and_takes_a_font_of_the_system_where_the
     letters = set(re.findall(r'xlink:href="#(\w+)-[^"]*"', svg))
     assert letters == {"DejaVuSans"} or any(name in get_font_names() for name in HANGUL)  # the numbers, and Hangul
     assert len(letters) == 1 + any(name in get_font_names() for name in HANGUL)
+
+
+def test_a_letter_that_no_font_has_warns_nobody(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("framework.cli.pictures.HANGUL", ())
+    with picture(tmp_path / "a.svg", 4, 2) as figure:  # a warning would be an error in the tests
+        figure.subplots().set_title("\ud55c\uae00")
+    ElementTree.fromstring((tmp_path / "a.svg").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a", "a.svg.pdf"])
+def test_another_kind_of_file_than_svg_is_refused(name: str, tmp_path) -> None:
+    with pytest.raises(RunDirError, match=r"pictures are SVG files: name .*\.svg"), picture(tmp_path / name):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    with picture(tmp_path / "A.SVG"):
+        pass
