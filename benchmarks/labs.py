@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from framework_recipes import COURSE
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes"
@@ -113,10 +114,9 @@ def tail(out: str) -> str:
 
 
 def main(names: list[str]) -> None:
-    everything = sorted(path.stem for path in RECIPES.glob("[!_]*.py"))
     pictures = None if names else DOCS / "labs" / "img"
     sections = []
-    for name in names or everything:
+    for name in names or COURSE:
         measured = measure(name, pictures)
         print(measured.section(), end="", flush=True)
         print(f"({measured.seconds:.0f} s)")

@@ -4,8 +4,8 @@ The same five students and the same first weights, once all five in every step, 
 epoch.
 
 Expect: train_loss 1.99 in epoch 2000 for the whole batch, and about 0.45 for the mini-batches.
-The mini-batches jump from epoch to epoch; the best that a line can do is 0.104. For the first student, [73, 80, 75],
-who got 152, the whole batch predicts 153.49 and the mini-batches about 152.2.
+The mini-batches jump from epoch to epoch; the best that a linear model can do is 0.104. For the first student,
+[73, 80, 75], who got 152, the whole batch predicts 153.49 and the mini-batches about 152.2.
 
 Passes are the same, steps are not: three an epoch against one, 6003 against 2001. With --batch-size 5 both make 2001
 steps and agree to six digits. In the notes each model starts from random weights of its own, which decides how far it

@@ -1,7 +1,7 @@
 """Lab 11-2: a recurrent network that writes, letter by letter.
 
-A text of a few sentences is cut into pieces of 20 letters. The network reads a piece letter by letter, keeps what it
-has read in a state of 64 numbers, and is to say the next letter each time.
+Pieces of 20 letters are taken from a text of a few sentences, a new one every four letters. The network reads a piece
+letter by letter, keeps what it has read in a state of 64 numbers, and is to say the next letter each time.
 
 Expect: a train_accuracy of 0.963 after 100 epochs, the most that can be had; always saying the blank has 0.22.
 The text that it writes at the end, one letter after another and each fed back in, then repeats the sentences: 67 pieces

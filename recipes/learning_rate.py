@@ -6,7 +6,7 @@ variant starts from the same weights; only the learning rate differs. Three more
 Expect: 1e5 jumps to a loss of 1e6, 1e-10 stays at 2.100021, 0.1 falls to 0.97 and has 3 of 3 test points right.
 Too large a step lands on the other side of the valley, higher than it started, and so does the next. With 1e-10 a step
 changes a weight of 0.5 by less than float32 can tell apart (6e-8), so nothing moves at all, however many epochs. The
-loss is curved enough, 17.8 at its steepest in the valley, that no rate above 2 / 17.8 = 0.11 can settle there.
+loss is curved so much after these 20 epochs, 17.8, that for the time being no rate above 2 / 17.8 = 0.11 settles.
 
 Three points are no measurement: another --seed starts from other weights, and with seed 1 the rate of 0.1 gets 0 of 3.
 

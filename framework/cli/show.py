@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import shutil
 import textwrap
@@ -15,7 +16,7 @@ from framework.cli.options import Plugins
 from framework.discovery import Listed, available, find, origin
 from framework.errors import PluginError, RecipeError, UsageError
 from framework.hooks import HOOKS
-from framework.modules import installed, installed_file
+from framework.modules import RECIPES, installed, installed_file
 from framework.plugins import examine
 
 
@@ -117,7 +118,8 @@ def recipes(copy: str = "") -> int:
             raise UsageError(f"cannot copy the recipes into {target}: {error.strerror or error}") from error
         print(f"copied {len(names)} recipes into {target}")
         return 0
-    for name in sorted(names, key=lambda name: (_documentation(name), name)):
+    course = importlib.import_module(RECIPES).COURSE
+    for name in sorted(names, key=course.index):
         documentation = _documentation(name)
         lab, _, title = documentation.partition("\n")[0].partition(": ")
         print(f"{name:<25} {lab:<10} {title.removesuffix('.')}")

@@ -182,6 +182,22 @@ def test_every_recipe_has_a_page_with_its_command_its_picture_and_what_to_change
     assert re.search(r"^!\[.{10,}\]\(img/[\w-]+\.svg\)$", text, re.MULTILINE)
 
 
+@pytest.mark.parametrize(
+    ("page", "entry"),
+    [
+        *((page, r"^\| \[(\w+)\]\(") for page in ("README.md", "README.ko.md")),
+        *((f"docs/{folder}/index.md", r"^\| \w+ [\d-]+ \| \[(\w+)\]\(") for folder in ("labs", "ko/labs")),
+        *((f"docs/{folder}/figures.md", r"^## (\w+)$") for folder in ("labs", "ko/labs")),
+        *(("mkdocs.yml", rf"^ +- {folder}/(?!index|figures)(\w+)\.md$") for folder in ("labs", "ko/labs")),
+    ],
+)
+def test_every_list_of_the_labs_is_in_the_order_of_the_course(page, entry):
+    from framework_recipes import COURSE
+
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert tuple(re.findall(entry, text, re.MULTILINE)) == COURSE
+
+
 def test_no_page_is_of_a_recipe_that_is_gone():
     assert {page.stem for page in (DOCS / "labs").glob("*.md")} == {file.stem for file in RECIPES} | {
         "index",

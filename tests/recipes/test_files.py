@@ -9,6 +9,7 @@ from pathlib import Path
 
 import docstring_parser
 import pytest
+from framework_recipes import COURSE
 
 import framework
 from framework import build
@@ -31,7 +32,8 @@ def documentation_of(path: Path) -> str:
 
 
 def test_the_recipes_of_the_labs_are_there() -> None:
-    assert {path.stem for path in RECIPES} >= {
+    assert sorted(COURSE) == [path.stem for path in RECIPES]
+    assert {*COURSE} >= {
         "batch_norm", "batch_or_minibatch", "char_rnn", "checkpointing", "cpu_vs_gpu", "custom_dataset", "data_loader",
         "digits", "dropout", "gradient_descent", "initialization", "learning_rate", "linear_regression",
         "logistic_regression", "maximum_likelihood", "minibatch", "mnist_binary", "mnist_cnn", "mnist_mlp",

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from framework_recipes import COURSE
 
 import framework
 from framework.hooks import HOOKS
@@ -115,8 +116,9 @@ def test_recipes_are_listed_with_their_titles_without_being_imported(go) -> None
 def test_recipes_are_listed_in_the_order_of_the_course_with_what_to_expect(go) -> None:
     lines = go("recipes").out.splitlines()
     names = [line.split()[0] for line in lines if not line.startswith(" ")]
-    assert names.index("tensor_manipulation") < names.index("linear_regression") < names.index("softmax")
-    assert names.index("softmax") < names.index("mnist_softmax") < names.index("char_rnn")
+    assert names == [*COURSE]
+    labs = [line.split()[2] for line in lines if line.split()[1:2] == ["Lab"]]
+    assert labs == sorted(labs)
     line = next(index for index, line in enumerate(lines) if line.startswith("softmax "))
     assert lines[line].split()[1:3] == ["Lab", "06"]
     assert "expect " in lines[line + 1]
