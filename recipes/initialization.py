@@ -8,7 +8,7 @@ With a standard deviation of 1 each layer makes its numbers about five times lar
 loss starts in the millions, or nothing of the image arrives and no gradient comes back. Xavier's variance of a weight,
 2 / (inputs + outputs), keeps the size where the activation is a straight line; ReLU sets half of the numbers to 0, so
 He doubles it, to 2 / inputs. torch's Linear draws with a third of Xavier's, which is too small for nine layers.
-signal.svg shows the size of the numbers behind each layer before the first step.
+signal.svg shows, before the first step, how far the numbers behind each layer differ from image to image.
 
 Glorot and Bengio 2010, Understanding the difficulty of training deep feedforward neural networks; He et al. 2015,
 Delving deep into rectifiers.
@@ -27,7 +27,7 @@ import torch
 from framework_plugins.datasets import digits
 from torch import Tensor, nn
 
-from framework import Recipe, Trainer, picture
+from framework import Recipe, Trainer, UsageError, picture
 
 INITIALIZATIONS: dict[str, Callable[[Tensor], Any] | None] = {
     "normal 1": nn.init.normal_,
@@ -39,7 +39,7 @@ INITIALIZATIONS: dict[str, Callable[[Tensor], Any] | None] = {
 
 
 class Signal:
-    """Tells the size of the numbers behind each layer before the first step; the last variant draws that of all."""
+    """Tells how far the numbers behind each layer differ from image to image; the last variant draws that of all."""
 
     def __init__(self, label: str, found: dict[str, list[float]]) -> None:
         self.label, self.found = label, found
@@ -51,7 +51,7 @@ class Signal:
             for layer in trainer.model.children():
                 x = layer(x)
                 if isinstance(layer, nn.Linear):
-                    sizes.append(float(x.std(dim=0).mean()))  # over the images: what tells one from another
+                    sizes.append(float(x.std(dim=0).mean()))  # what all images share tells none from another
         self.found[self.label] = sizes
         print(f"signal    {sizes[0]:.3g} behind the first layer, {sizes[-1]:.3g} behind the last")
         if trainer.run_dir is not None and len(self.found) == len(INITIALIZATIONS):
@@ -60,7 +60,7 @@ class Signal:
                 for label, each in self.found.items():
                     axes.semilogy(range(1, len(each) + 1), each, "o-", label=label)
                 axes.set_xlabel("layer")
-                axes.set_ylabel("standard deviation of its output")
+                axes.set_ylabel("standard deviation over the images")
                 figure.legend(loc="outside lower center", ncols=5, frameon=False)
 
 
@@ -76,6 +76,8 @@ def recipe(
         lr: learning rate of gradient descent
         epochs: passes over the 1000 training digits
     """
+    if depth < 0 or width < 1:
+        raise UsageError(f"depth must be from 0 up and width from 1 up, got {depth} and {width}")
     train, val, _ = digits()
     kinds = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
     found: dict[str, list[float]] = {}

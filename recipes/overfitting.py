@@ -21,7 +21,7 @@ from framework_plugins.datasets import digits
 from framework_plugins.early_stopping import EarlyStopping
 from torch import nn
 
-from framework import Recipe
+from framework import Recipe, UsageError
 
 
 def network(width: int, dropout: float = 0.0, batch_norm: bool = False) -> nn.Module:
@@ -44,6 +44,8 @@ def recipe(
         width: nodes of each hidden layer; a sixteenth of them in the variant with fewer
         lr: learning rate of Adam
     """
+    if samples < 2:
+        raise UsageError(f"samples must be from 2 to 1000, got {samples}: of one, batch normalization has no deviation")
     train, val, test = digits(samples, noise)
 
     def variant(model: nn.Module, *plugins: object, weight_decay: float = 0.0) -> Recipe:

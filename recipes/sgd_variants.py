@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from framework import Recipe, Trainer, hookimpl, picture
+from framework import Recipe, Trainer, UsageError, hookimpl, picture
 
 Points = list[tuple[int, float, float]]  # updates, epochs, error
 
@@ -76,8 +76,10 @@ def recipe(
         batch_size: m, samples in a mini-batch
         lr: learning rate of gradient descent, for all three
         samples: points of the data
-        updates: steps of the versions that do not stop after one epoch
+        updates: steps after which the three are compared, at most as many as samples
     """
+    if batch_size < 1 or not 1 <= updates <= samples:
+        raise UsageError(f"batch_size must be from 1 up and updates from 1 to samples, got {batch_size} and {updates}")
     x = torch.linspace(-10, 10, samples).reshape(-1, 1)
     y = 2 * x + torch.randn(samples, 1)
     traces: dict[str, Points] = {}

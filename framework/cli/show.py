@@ -119,7 +119,7 @@ def recipes(copy: str = "") -> int:
         print(f"copied {len(names)} recipes into {target}")
         return 0
     course = importlib.import_module(RECIPES).COURSE
-    for name in sorted(names, key=course.index):
+    for name in (*course, *(name for name in names if name not in course)):
         documentation = _documentation(name)
         lab, _, title = documentation.partition("\n")[0].partition(": ")
         print(f"{name:<25} {lab:<10} {title.removesuffix('.')}")

@@ -18,8 +18,9 @@ class ConfusionMatrix:
 
     `confusion_val.svg` is that of the last pass over the validation set (without one `confusion_train.svg`, of the last
     epoch), `confusion_test.svg` that of the test set. A row is a class, a column an answer; what is right stands on the
-    diagonal. Samples of the loss's ignore_index do not count. The counts stay on the device until the end of a pass;
-    `matrix[split]` holds them after it, of shape (classes, classes). Without a run directory nothing is drawn.
+    diagonal. Samples that the loss ignores do not count: targets that are its ignore_index, or the number of no class.
+    The counts stay on the device until the end of a pass; `matrix[split]` holds them after it, of shape
+    (classes, classes). Without a run directory nothing is drawn.
 
     Args:
         class_names: for the axes; by default the numbers of the classes
@@ -31,17 +32,19 @@ class ConfusionMatrix:
 
     def __init__(self, class_names: Sequence[str] | None = None, name: str = "confusion_matrix") -> None:
         self.name = name
-        self.class_names = class_names
+        self.class_names = None if class_names is None else [str(name) for name in class_names]
         self.matrix: dict[str, Tensor] = {}
+        self._counts: Tensor | None = None  # of a pass that is not at its end
         self._looked = False
         self._splits: tuple[str, ...] = ("test",)  # of which answers are counted
 
     def on_fit_start(self, trainer: Trainer) -> None:
         self._looked = False
         self._splits = "val" if "val" in trainer.loaders else "train", "test"
+        self.matrix.pop(self._splits[0], None)
 
-    def on_split_start(self, split: str) -> None:
-        self.matrix.pop(split, None)
+    def on_split_start(self) -> None:
+        self._counts = None
 
     def on_batch_end(self, trainer: Trainer, split: str, batch: Any, output: Any, samples: int) -> None:
         if not self._looked:  # the first batch of all shows what is wrong, not the last pass
@@ -49,11 +52,12 @@ class ConfusionMatrix:
         if split not in self._splits:
             return
         classes, target = output.size(1), batch[1][:samples]
-        if split not in self.matrix:
-            self.matrix[split] = torch.zeros(classes, classes, dtype=torch.int64, device=output.device)
-        counted = (target != getattr(trainer.loss, "ignore_index", -100)).long()
+        if self._counts is None:
+            self._counts = torch.zeros(classes, classes, dtype=torch.int64, device=output.device)
+        ignored = getattr(trainer.loss, "ignore_index", -100)
+        counted = ((target >= 0) & (target < classes) & (target != ignored)).long()
         cells = target * counted * classes + output[:samples].argmax(dim=1)
-        self.matrix[split].view(-1).index_add_(0, cells, counted)
+        self._counts.view(-1).index_add_(0, cells, counted)
 
     def _look(self, output: Any, target: Any) -> None:
         scores, labels = (tuple(getattr(part, "shape", ())) for part in (output, target))
@@ -67,8 +71,9 @@ class ConfusionMatrix:
         self._looked = True
 
     def on_split_end(self, trainer: Trainer, split: str) -> None:
-        if split in self.matrix:
-            self.matrix[split] = trainer.sum(self.matrix[split]).cpu()
+        if self._counts is not None:
+            self.matrix[split] = trainer.sum(self._counts).cpu()
+            self._counts = None
             if split == "test":  # evaluated after the fit
                 self._draw(trainer, split)
 

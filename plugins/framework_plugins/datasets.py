@@ -79,7 +79,11 @@ def digits(samples: int = 1000, noise: float = 0.0) -> tuple[TensorDataset, Tens
 
 
 def _root(root: str | Path) -> Path:
-    return Path(root or os.environ.get("FRAMEWORK_DATA") or "data").expanduser()
+    path = Path(root or os.environ.get("FRAMEWORK_DATA") or "data")
+    try:
+        return path.expanduser()
+    except RuntimeError as error:  # no such user, or no home at all
+        raise DataError(f"the folder of data sets, {path}, names a home directory that is not there") from error
 
 
 def _complete(folder: Path) -> bool:
@@ -95,10 +99,18 @@ def _is_whole(file: Path, size: int) -> bool:
     return file.is_file() and file.stat().st_size == size
 
 
+def _is_packed(folder: Path, name: str) -> bool:
+    """Whether the .gz of a file is there and whole."""
+    from torchvision.datasets import MNIST
+    from torchvision.datasets.utils import check_integrity
+
+    return bool(check_integrity(str(folder / f"{name}.gz"), dict(MNIST.resources)[f"{name}.gz"]))
+
+
 def _fetch(folder: Path, name: str) -> None:
     """Unpack a file from the .gz that is there, or from the first mirror that has one; never half of it."""
     from torchvision.datasets import MNIST
-    from torchvision.datasets.utils import check_integrity, download_and_extract_archive
+    from torchvision.datasets.utils import download_and_extract_archive
 
     packed = f"{name}.gz"
     md5 = dict(MNIST.resources)[packed]
@@ -107,7 +119,7 @@ def _fetch(folder: Path, name: str) -> None:
     for mirror in MNIST.mirrors:
         try:
             with _impatient(), tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as beside:
-                source = str(folder) if check_integrity(str(folder / packed), md5) else beside
+                source = str(folder) if _is_packed(folder, name) else beside
                 download_and_extract_archive(mirror + packed, source, beside, packed, md5)
                 for file in os.listdir(beside):
                     os.replace(Path(beside, file), folder / file)
@@ -136,6 +148,8 @@ def _said(folder: Path, name: str) -> Iterator[None]:
         yield
     except Exception as error:
         what = "is cut off" if (folder / name).is_file() else "is not there"
+        if _is_packed(folder, name):
+            raise DataError(f"{folder / name} {what} and cannot be unpacked from {name}.gz ({error})") from error
         if (folder / f"{name}.gz").is_file():
             what = f"{what}, {name}.gz is damaged,"
         printable = "".join(letter if letter.isprintable() else " " for letter in str(error))

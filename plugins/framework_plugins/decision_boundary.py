@@ -18,8 +18,8 @@ class DecisionBoundary:
     """Draws `decision_boundary.svg` at the end of a fit: the classes of the plane, and the data.
 
     For a model of two features and targets that are classes. One output is the probability of class 1 (of a loss that
-    takes logits, its sigmoid), and the boundary is where it is 0.5; several are the scores of classes. Without a run
-    directory nothing is drawn.
+    takes logits, its sigmoid), and the boundary is where it is 0.5; several are the scores of classes. Samples of the
+    loss's ignore_index are left out. Without a run directory nothing is drawn.
 
     Raises:
         DataError: x is no batch of two features, of shape (N, 2), or y are no classes
@@ -39,15 +39,19 @@ class DecisionBoundary:
         if not isinstance(x, Tensor) or x.dim() != 2 or x.size(1) != 2:
             shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise DataError(f"{self.name} draws a plane of two features, x of shape (N, 2); a batch has {shape}")
-        if not self._seen and bool((y != y.round()).any() | (y < 0).any()):
-            raise DataError(f"{self.name} draws classes; the target y has {float(y.flatten()[0]):g}, which is no class")
-        self._seen.append((x.clone(), y.clone()))
+        classes, ignored = y.reshape(len(x), -1).float(), getattr(trainer.loss, "ignore_index", -100)
+        wrong = classes[(classes != classes.round()) | (classes < 0) & (classes != ignored)]
+        if len(wrong):
+            raise DataError(f"{self.name} draws classes; the target y has {float(wrong[0]):g}, which is no class")
+        if classes.size(1) != 1:
+            raise DataError(f"{self.name} draws classes, y of shape (N,) or (N, 1); a batch has {tuple(y.shape)}")
+        known = classes[:, 0] != ignored
+        self._seen.append((x[known], classes[known, 0].int()))  # copies: the loader may use its memory again
 
     def on_fit_end(self, trainer: Trainer) -> None:
-        if trainer.run_dir is None or not self._seen:
+        if trainer.run_dir is None or not any(len(x) for x, _ in self._seen):
             return
-        points = torch.cat([x for x, _ in self._seen]).cpu()
-        classes = torch.cat([y for _, y in self._seen]).cpu().reshape(len(points), -1)[:, 0].round().int()
+        points, classes = (torch.cat(parts).cpu() for parts in zip(*self._seen, strict=True))
         low, high = points.min(dim=0).values, points.max(dim=0).values
         margin = 0.25 * (high - low).clamp(min=1e-6)
         across, up = (torch.linspace(a, b, GRID) for a, b in zip(low - margin, high + margin, strict=True))

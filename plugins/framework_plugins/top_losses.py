@@ -19,9 +19,10 @@ class TopLosses:
     """Draws the images with the largest losses, each with its class and with what the model took it for.
 
     `top_losses_val.svg` shows those of the last pass over the validation set (without one `top_losses_train.svg`, of
-    the last epoch), `top_losses_test.svg` those of the test set. Only the few largest are kept, on the device, until
-    the end of a pass; `worst[split]` holds losses, images, right classes, answers and their probabilities after it.
-    Without a run directory nothing is drawn.
+    the last epoch), `top_losses_test.svg` those of the test set. Samples that the loss ignores have none: targets that
+    are its ignore_index, or the number of no class. Only the few largest are kept, on the device, until the end of a
+    pass; `worst[split]` holds losses, images, right classes, answers and their probabilities after it. Without a run
+    directory nothing is drawn.
 
     Args:
         count: how many images
@@ -38,17 +39,19 @@ class TopLosses:
             raise UsageError(f"count must be a whole number from 1 up, got {count!r}")
         self.name = name
         self.count = count
-        self.class_names = class_names
+        self.class_names = None if class_names is None else [str(name) for name in class_names]
         self.worst: dict[str, tuple[Tensor, ...]] = {}
+        self._found: tuple[Tensor, ...] | None = None  # of a pass that is not at its end
         self._looked = False
         self._splits: tuple[str, ...] = ("test",)  # of which images are kept
 
     def on_fit_start(self, trainer: Trainer) -> None:
         self._looked = False
         self._splits = "val" if "val" in trainer.loaders else "train", "test"
+        self.worst.pop(self._splits[0], None)
 
-    def on_split_start(self, split: str) -> None:
-        self.worst.pop(split, None)
+    def on_split_start(self) -> None:
+        self._found = None
 
     def on_batch_end(self, trainer: Trainer, split: str, batch: Any, output: Any, samples: int) -> None:
         if not self._looked:  # the first batch of all shows what is wrong, not the last pass
@@ -57,13 +60,14 @@ class TopLosses:
             return
         x, target, output = batch[0][:samples], batch[1][:samples], output[:samples].float()
         ignored = getattr(trainer.loss, "ignore_index", -100)
-        losses = F.cross_entropy(output, target, reduction="none", ignore_index=ignored)
+        counted = (target >= 0) & (target < output.size(1)) & (target != ignored)
+        losses = F.cross_entropy(output, target * counted, reduction="none").where(counted, -math.inf)
         sure, answer = output.softmax(dim=1).max(dim=1)
         found: tuple[Tensor, ...] = losses, x, target, answer, sure
-        if split in self.worst:
-            found = tuple(torch.cat(pair) for pair in zip(self.worst[split], found, strict=True))
+        if self._found is not None:
+            found = tuple(torch.cat(pair) for pair in zip(self._found, found, strict=True))
         largest = found[0].topk(min(self.count, len(found[0]))).indices
-        self.worst[split] = tuple(part[largest] for part in found)
+        self._found = tuple(part[largest] for part in found)
 
     def _look(self, output: Any, x: Any, target: Any) -> None:
         scores, labels = (tuple(getattr(part, "shape", ())) for part in (output, target))
@@ -78,8 +82,10 @@ class TopLosses:
         self._looked = True
 
     def on_split_end(self, trainer: Trainer, split: str) -> None:
-        if split in self.worst:
-            self.worst[split] = tuple(part.cpu() for part in self.worst[split])
+        if self._found is not None:
+            counted = self._found[0] != -math.inf
+            self.worst[split] = tuple(part[counted].cpu() for part in self._found)
+            self._found = None
             if split == "test":  # evaluated after the fit
                 self._draw(trainer, split)
 
@@ -88,9 +94,9 @@ class TopLosses:
             self._draw(trainer, self._splits[0])
 
     def _draw(self, trainer: Trainer, split: str) -> None:
-        if trainer.run_dir is None:
-            return
         losses, x, right, answer, sure = self.worst[split]
+        if trainer.run_dir is None or not len(losses):
+            return
         rows = math.ceil(len(losses) / COLUMNS)
         with picture(trainer.run_dir / f"top_losses_{split}.svg", 8, 0.5 + 1.9 * rows) as figure:
             for number, axes in enumerate(figure.subplots(rows, COLUMNS, squeeze=False).flat):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from framework_plugins.confusion_matrix import ConfusionMatrix
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from framework import DataError, Trainer, UsageError
 
@@ -79,6 +82,39 @@ def test_what_the_loss_ignores_does_not_count() -> None:
         trainer.evaluate((x, y), 4)
         kept = y != ignored
         assert plugin.matrix["test"].tolist() == by_hand(trainer, (x[kept], y[kept]))
+
+
+def test_a_loss_that_is_a_function_may_ignore_as_well() -> None:
+    x, y = classes()
+    y[:5] = -1
+    plugin = ConfusionMatrix()
+    trainer = trainer_of(plugin, loss=functools.partial(F.cross_entropy, ignore_index=-1))
+    trainer.evaluate((x, y), 4)
+    assert plugin.matrix["test"].tolist() == by_hand(trainer, (x[5:], y[5:]))
+
+
+def test_of_an_epoch_that_was_stopped_nothing_is_counted(tmp_path: Path) -> None:
+    class Stops:
+        def on_batch_end(self, trainer: Trainer) -> None:
+            if trainer.step == 8:
+                trainer.stop("enough")
+
+    plugin = ConfusionMatrix()
+    one = trainer_of(plugin)
+    trainer = Trainer(one.model, one.loss, one.optimizer, [plugin, Stops()], device="cpu", run_dir=tmp_path)
+    trainer.fit(classes(), epochs=3, batch_size=4)  # six batches an epoch
+    assert plugin.matrix["train"].sum() == 23
+    (tmp_path / "confusion_train.svg").unlink()
+    trainer.fit(classes(), epochs=1, batch_size=1)  # not even one epoch
+    assert list(tmp_path.iterdir()) == []
+    trainer.fit(classes(), epochs=1, batch_size=4)  # counts anew
+    assert plugin.matrix["train"].sum() == 23
+
+
+@pytest.mark.parametrize("names", [np.array(["cat", "dog", "elk"]), (3, 5, 8), ["$a", "b_1", "c"]])
+def test_names_may_come_from_the_data(names: Any, tmp_path: Path) -> None:
+    trainer_of(ConfusionMatrix(class_names=names), tmp_path).evaluate(classes())
+    assert str(names[1]) in texts(tmp_path / "confusion_test.svg")
 
 
 def test_the_counts_of_all_processes_are_added(monkeypatch: pytest.MonkeyPatch) -> None:

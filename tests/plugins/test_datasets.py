@@ -224,6 +224,22 @@ def test_a_damaged_packed_file_is_told(offline, tmp_path) -> None:
         load_mnist(tmp_path)
 
 
+def test_a_whole_packed_file_that_cannot_be_unpacked_is_not_called_damaged(mirror, packed, tmp_path) -> None:
+    raw = tmp_path / "MNIST/raw"
+    raw.mkdir(parents=True)
+    for name, content in packed.items():
+        (raw / name).write_bytes(content)
+    (raw / "train-images-idx3-ubyte").mkdir()  # in the way
+    with pytest.raises(DataError, match=r"is not there and cannot be unpacked from train-images-idx3-ubyte\.gz \("):
+        load_mnist(tmp_path)
+    assert mirror.asked == []
+
+
+def test_a_home_directory_of_nobody_is_told() -> None:
+    with pytest.raises(DataError, match=r"~nobody-of-this-name.*names a home directory that is not there"):
+        load_mnist("~nobody-of-this-name/data")
+
+
 def test_a_tilde_is_the_home_directory(offline, tmp_path, monkeypatch) -> None:
     for variable in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(variable, str(tmp_path))

@@ -92,12 +92,33 @@ def test_other_features_than_two_are_refused_at_the_first_batch(x: Tensor, tmp_p
         trainer_of(First(), nn.BCEWithLogitsLoss(), tmp_path).fit((x, Y), epochs=3)
 
 
-@pytest.mark.parametrize("y", [Y / 2, -Y])
-def test_targets_that_are_no_classes_are_refused(y: Tensor, tmp_path: Path) -> None:
-    trainer = trainer_of(nn.Linear(2, 1), nn.MSELoss(), tmp_path)
-    with pytest.raises(DataError, match="decision_boundary draws classes; the target y has"):
-        trainer.fit((X, y), epochs=3)
+@pytest.mark.parametrize(
+    ("y", "said"),
+    [
+        (Y / 2, "the target y has 0.5, which is no class"),
+        (-Y, "the target y has -1, which is no class"),
+        (torch.cat([Y, 1 - Y], dim=1), r"y of shape \(N,\) or \(N, 1\); a batch has \([24], 2\)"),
+    ],
+)
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_targets_that_are_no_classes_are_refused(y: Tensor, said: str, batch_size: int | None, tmp_path: Path) -> None:
+    trainer = trainer_of(nn.Linear(2, y.size(1)), nn.L1Loss(), tmp_path)
+    with pytest.raises(DataError, match=f"decision_boundary draws classes.*{said}"):
+        trainer.fit((X, y), epochs=3, batch_size=batch_size)
     assert trainer.epoch == 0
+
+
+def test_classes_may_be_true_and_false_and_some_ignored(tmp_path: Path) -> None:
+    class Loss(nn.Module):
+        def forward(self, output: Tensor, target: Tensor) -> Tensor:
+            return nn.functional.binary_cross_entropy_with_logits(output, target.float())
+
+    trainer_of(upright(1), Loss(), tmp_path).fit((X, Y == 1), epochs=1)
+    assert (tmp_path / "decision_boundary.svg").is_file()
+    y = torch.tensor([0, -100, 1, 2])
+    trainer_of(nn.Linear(2, 3), nn.CrossEntropyLoss(), tmp_path).fit((X, y), epochs=1)
+    said = re.findall(r"<!-- (.*?) -->", (tmp_path / "decision_boundary.svg").read_text("utf-8"))
+    assert [text for text in said if text.startswith("class ")] == ["class 0", "class 1", "class 2"]
 
 
 def test_points_whose_memory_is_used_again_are_drawn_where_they_were(tmp_path: Path) -> None:

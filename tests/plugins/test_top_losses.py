@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from framework_plugins.top_losses import TopLosses
@@ -109,13 +111,67 @@ def test_without_a_validation_set_those_of_the_last_epoch_are_drawn(tmp_path: Pa
     assert (tmp_path / "top_losses_val.svg").is_file()
 
 
-def test_what_the_loss_ignores_has_no_loss() -> None:
-    plugin = TopLosses(count=2)
+@pytest.mark.parametrize("batch_size", [None, 5])
+@pytest.mark.parametrize("ignored", [-100, -1, 0, 7])
+def test_what_the_loss_ignores_has_no_loss(ignored: int, batch_size: int | None, tmp_path: Path) -> None:
+    plugin = TopLosses(count=100, class_names=["cat", "dog", "elk"])
+    x, y = images(4, 4)
+    y[:20] = ignored
+    first = trainer_of(plugin)
+    loss = nn.CrossEntropyLoss(ignore_index=ignored)
+    trainer = Trainer(first.model, loss, first.optimizer, [plugin], device="cpu", run_dir=tmp_path)
+    trainer.evaluate((x, y), batch_size)
+    kept = y != ignored
+    losses = F.cross_entropy(trainer.predict(x[kept]), y[kept], reduction="none")
+    torch.testing.assert_close(plugin.worst["test"][0], losses.sort(descending=True).values)
+    assert (tmp_path / "top_losses_test.svg").is_file()
+
+
+def test_a_loss_that_is_a_function_may_ignore_as_well(tmp_path: Path) -> None:
+    plugin = TopLosses(count=100)
     x, y = images(4, 4)
     first = trainer_of(plugin)
-    ignoring = Trainer(first.model, nn.CrossEntropyLoss(ignore_index=1), first.optimizer, [plugin], device="cpu")
-    ignoring.evaluate((x, y), 5)
-    assert 1 not in plugin.worst["test"][2].tolist()
+    loss = functools.partial(F.cross_entropy, ignore_index=-1)
+    trainer = Trainer(first.model, loss, first.optimizer, [plugin], device="cpu", run_dir=tmp_path)
+    trainer.evaluate((x, torch.where(y == 1, -1, y)), 5)
+    assert len(plugin.worst["test"][0]) == int((y != 1).sum())
+
+
+def test_where_everything_is_ignored_nothing_is_drawn(tmp_path: Path) -> None:
+    class Zero(nn.Module):
+        def forward(self, output: Tensor, target: Tensor) -> Tensor:
+            return output.sum() * 0
+
+    first = trainer_of(TopLosses())
+    trainer = Trainer(first.model, Zero(), first.optimizer, [TopLosses()], device="cpu", run_dir=tmp_path)
+    x, y = images(4, 4)
+    trainer.evaluate((x, torch.full_like(y, -100)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_an_epoch_that_was_stopped_nothing_is_drawn(tmp_path: Path) -> None:
+    class Stops:
+        def on_batch_end(self, trainer: Trainer) -> None:
+            if trainer.step == 8:
+                trainer.stop("enough")
+
+    plugin = TopLosses(count=100)
+    first = trainer_of(plugin)
+    trainer = Trainer(first.model, first.loss, first.optimizer, [plugin, Stops()], device="cpu", run_dir=tmp_path)
+    trainer.fit(images(4, 4), epochs=3, batch_size=4)  # six batches an epoch
+    assert len(plugin.worst["train"][0]) == 23
+    assert [path.name for path in tmp_path.iterdir()] == ["top_losses_train.svg"]
+    (tmp_path / "top_losses_train.svg").unlink()
+    trainer.fit(images(4, 4), epochs=1, batch_size=1)  # not even one epoch
+    assert list(tmp_path.iterdir()) == []
+    trainer.fit(images(4, 4), epochs=1, batch_size=4)  # begins anew
+    assert len(plugin.worst["train"][0]) == 23
+
+
+@pytest.mark.parametrize("names", [np.array(["cat", "dog", "elk"]), (3, 5, 8), ["$a", "b_1", "c"]])
+def test_names_may_come_from_the_data(names: Any, tmp_path: Path) -> None:
+    trainer_of(TopLosses(class_names=names), run_dir=tmp_path).evaluate(images(4, 4))
+    assert (tmp_path / "top_losses_test.svg").is_file()
 
 
 def test_as_many_names_as_classes_are_needed() -> None:

@@ -255,17 +255,30 @@ def test_char_rnn(train: Any, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("knobs", "told"),
+    ("recipe", "knobs", "told"),
     [
-        ({"start": "A mud#"}, "--start must be made of letters"),
-        ({"start": ""}, "--start must be made of letters"),
-        ({"length": 0}, "--length must be from 1 to"),
-        ({"length": 10_000}, "--length must be from 1 to"),
+        ("char_rnn", {"start": "A mud#"}, "--start must be made of letters"),
+        ("char_rnn", {"start": ""}, "--start must be made of letters"),
+        ("char_rnn", {"length": 0}, "--length must be from 1 to"),
+        ("char_rnn", {"length": 10_000}, "--length must be from 1 to"),
+        ("initialization", {"width": 0}, "depth must be from 0 up and width from 1 up, got 8 and 0"),
+        ("initialization", {"depth": -1}, "depth must be from 0 up and width from 1 up, got -1 and 64"),
+        ("overfitting", {"samples": 1}, "samples must be from 2 to 1000, got 1"),
+        (
+            "sgd_variants",
+            {"batch_size": 0},
+            "batch_size must be from 1 up and updates from 1 to samples, got 0 and 1000",
+        ),
+        ("sgd_variants", {"updates": 0}, "updates from 1 to samples, got 100 and 0"),
+        ("sgd_variants", {"updates": 11, "samples": 10}, "updates from 1 to samples, got 100 and 11"),
     ],
 )
-def test_char_rnn_tells_what_it_cannot_do(train: Any, knobs: dict[str, Any], told: str) -> None:
+def test_what_a_recipe_cannot_do_is_told_before_it_trains(
+    train: Any, recipe: str, knobs: dict[str, Any], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(UsageError, match=told):
-        train("char_rnn", **knobs)
+        train(recipe, **knobs)
+    assert "epoch " not in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------------ digits and MNIST

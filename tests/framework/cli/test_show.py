@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import framework_recipes
 import pytest
 from framework_recipes import COURSE
 
@@ -125,6 +126,15 @@ def test_recipes_are_listed_in_the_order_of_the_course_with_what_to_expect(go) -
     assert "1.098612" in lines[line + 1]
     assert sum("expect " in line for line in lines) == len(names)
     assert max(map(len, lines)) <= 120
+
+
+def test_a_file_that_somebody_put_beside_them_is_listed_behind_them(go, tmp_path, monkeypatch) -> None:
+    (tmp_path / "a_lab_of_mine.py").write_text('"""Lab 00: mine."""\n')
+    monkeypatch.setattr(
+        framework_recipes.__spec__, "submodule_search_locations", [*framework_recipes.__path__, tmp_path]
+    )
+    monkeypatch.setattr(framework_recipes, "__path__", [*framework_recipes.__path__, str(tmp_path)])
+    assert go("recipes").out.splitlines()[-1].split() == ["a_lab_of_mine", "Lab", "00", "mine"]
 
 
 def test_recipes_are_copied_out_and_run_from_there(go, fine, tmp_path) -> None:
