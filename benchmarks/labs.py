@@ -1,7 +1,7 @@
 """The figures of every lab, as a learner gets them: `python benchmarks/labs.py`.
 
 Runs each recipe with its defaults, the whole length, in a process of its own, and writes what it printed into
-docs/labs/figures.md and docs/ko/labs/figures.md, and its pictures into docs/labs/img/. Takes about five minutes on two
+docs/labs/figures.md and docs/ko/labs/figures.md, and its pictures into docs/labs/img/. Takes about four minutes on two
 cores and needs MNIST (FRAMEWORK_DATA, or a network). With names, such as `python benchmarks/labs.py xor softmax`, it
 runs those and only prints.
 """

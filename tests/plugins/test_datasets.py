@@ -83,6 +83,14 @@ def mirror(packed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 
 @pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """The folder of the files, made already."""
+    folder = tmp_path / "MNIST/raw"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/", "http://127.0.0.1:9/again/"])  # nobody listens
 
@@ -130,10 +138,8 @@ def test_a_file_that_was_cut_off_is_fetched_again_and_no_other(mirror, tmp_path)
 
 
 def test_a_packed_file_that_somebody_put_there_is_unpacked_without_a_network(
-    mirror, packed, tmp_path, monkeypatch
+    mirror, packed, tmp_path, raw, monkeypatch
 ) -> None:
-    raw = tmp_path / "MNIST/raw"
-    raw.mkdir(parents=True)
     for name, content in packed.items():
         (raw / name).write_bytes(content)
     monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
@@ -207,26 +213,20 @@ def test_without_a_network_one_sentence_tells_the_four_files_and_the_folder(offl
         assert word in said
 
 
-def test_without_a_network_a_damaged_file_is_named_and_kept(offline, tmp_path) -> None:
-    raw = tmp_path / "MNIST/raw"
-    raw.mkdir(parents=True)
+def test_without_a_network_a_damaged_file_is_named_and_kept(offline, tmp_path, raw) -> None:
     (raw / "train-images-idx3-ubyte").write_bytes(b"half")
     with pytest.raises(DataError, match=r"train-images-idx3-ubyte is cut off and cannot be downloaded"):
         load_mnist(tmp_path)
     assert (raw / "train-images-idx3-ubyte").read_bytes() == b"half"
 
 
-def test_a_damaged_packed_file_is_told(offline, tmp_path) -> None:
-    raw = tmp_path / "MNIST/raw"
-    raw.mkdir(parents=True)
+def test_a_damaged_packed_file_is_told(offline, tmp_path, raw) -> None:
     (raw / "train-images-idx3-ubyte.gz").write_bytes(b"half")
     with pytest.raises(DataError, match=r"is not there, train-images-idx3-ubyte\.gz is damaged, and cannot be"):
         load_mnist(tmp_path)
 
 
-def test_a_whole_packed_file_that_cannot_be_unpacked_is_not_called_damaged(mirror, packed, tmp_path) -> None:
-    raw = tmp_path / "MNIST/raw"
-    raw.mkdir(parents=True)
+def test_a_whole_packed_file_that_cannot_be_unpacked_is_not_called_damaged(mirror, packed, tmp_path, raw) -> None:
     for name, content in packed.items():
         (raw / name).write_bytes(content)
     (raw / "train-images-idx3-ubyte").mkdir()  # in the way
