@@ -18,7 +18,7 @@ class Whole:
     """Gradient descent: all samples in their own order as one batch, made once. Draws nothing from any generator."""
 
     def __init__(self, batch: Any) -> None:
-        self.batch = batch
+        self.batch = tuple(batch) if isinstance(batch, list) else batch
 
     @property
     def samples(self) -> int:
@@ -145,10 +145,10 @@ def count_samples(batch: Any) -> int:
     Raises:
         DataError: its tensors differ in it, or have none
     """
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:  # the usual batch, without building a dict
+    if type(batch) is tuple and len(batch) == 2:  # the usual batch, without building a dict
         x, y = batch
-        if isinstance(x, Tensor) and isinstance(y, Tensor) and x.dim() and y.dim() and x.size(0) == y.size(0) != 0:
-            return x.size(0)
+        if type(x) is type(y) is Tensor and x.dim() and y.dim() and (count := x.size(0)) == y.size(0) != 0:
+            return count
     shapes = {name: tuple(tensor.shape) for name, tensor in named(batch)}
     counts = {shape[0] for shape in shapes.values() if shape}
     if len(counts) != 1 or counts == {0} or () in shapes.values():

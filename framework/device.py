@@ -61,12 +61,17 @@ def move(tree: Any, device: torch.device) -> Any:
     return apply(lambda found: found.to(device), tree, lambda found: hasattr(found, "to"))
 
 
+_PLAIN = (bool, int, float, str, type(None))
+
+
 def apply(function: Callable[[Any], Any], tree: Any, leaf: Callable[[Any], bool] = lambda _: False) -> Any:
     """The same tree of dicts, lists and tuples with `function` applied to its tensors; other leaves stay.
 
     Args:
         leaf: what to apply the function to as well, beside tensors
     """
+    if type(tree) in _PLAIN:  # most of what an optimizer tells of itself; the question below takes longer
+        return tree
     if isinstance(tree, Tensor) or leaf(tree):
         return function(tree)
     if isinstance(tree, dict):

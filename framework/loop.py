@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from framework.data import length, make_loader, on_device, windows
+from framework.data import length, make_loader, windows
 from framework.device import apply, place
+from framework.engine import Step, set_mode
 from framework.errors import DataError
 from framework.metrics import Mean, SplitMetrics
 from framework.mistakes import checked
@@ -72,15 +73,15 @@ def run(trainer: Trainer) -> None:
 
 def train(trainer: Trainer, loader: Iterable[Any]) -> Mapping[str, float] | None:
     """One pass over train; its figures, or None where a stop was honoured before its end."""
-    hooks, model, optimizer = trainer.plugins.frozen("train"), trainer.prepared, trainer.optimizer
+    hooks, model, step = trainer.plugins.frozen("train"), trainer.prepared, trainer.engine.step(trainer)
     mean, first = Mean(trainer.device, trainer.refusing("train")), trainer.step
-    model.train()
+    set_mode(model, True)
     hooks.on_split_start(trainer, "train")
-    loss_of, later = _losses(trainer, "train")
+    loss_of, later = _losses(trainer, "train", step)
     pairs = not (hooks.forward or hooks.compute_loss)
-    fetched = windows(on_device(loader, trainer.device, pairs), trainer.accumulate)
+    fetched = windows(trainer.engine.batches(trainer, "train", loader, pairs), trainer.accumulate)
     for window in fetched:
-        optimizer.zero_grad()
+        step.clear()
         counts = [trainer.count(batch) for batch in window]
         for index, batch in enumerate(window):
             output = None  # an error in forward is not to be explained with the output of the batch before
@@ -88,21 +89,21 @@ def train(trainer: Trainer, loader: Iterable[Any]) -> Mapping[str, float] | None
             trainer.boundary, trainer.stepped = index + 1 == len(window), False
             if hooks.on_batch_start:
                 hooks.on_batch_start(trainer, "train", batch)
-            output = hooks.forward(trainer, model, "train", batch) if hooks.forward else model(batch[0])
+            output = hooks.forward(trainer, model, "train", batch) if hooks.forward else step.forward(batch)
             loss = loss_of(output, batch)
             mean.add(loss, trainer.samples)  # on a CPU it stops at inf and nan here, before the parameters get them
             weighted = loss if trainer.weight == 1.0 else loss * trainer.weight
             if hooks.backward:
                 hooks.backward(trainer, weighted, output, batch)
             else:
-                weighted.backward()
+                step.backward(weighted)
             if trainer.boundary:
                 if hooks.on_gradients:
                     hooks.on_gradients(trainer)
                 if hooks.optimizer_step:
                     trainer.stepped = hooks.optimizer_step(trainer, output, batch)
                 else:
-                    optimizer.step()
+                    step.update()
                     trainer.stepped = True
                 trainer.step += 1
             if hooks.on_batch_end:
@@ -120,19 +121,19 @@ def train(trainer: Trainer, loader: Iterable[Any]) -> Mapping[str, float] | None
 @torch.no_grad()
 def evaluate(trainer: Trainer, split: str, loader: Iterable[Any], taken: Iterable[str] = ()) -> Mapping[str, float]:
     """One pass over another split in eval mode and without gradients; its figures, none of a name that is taken."""
-    hooks, model = trainer.plugins.frozen(split), trainer.prepared
+    hooks, model, step = trainer.plugins.frozen(split), trainer.prepared, trainer.engine.looking(trainer)
     mean = Mean(trainer.device, trainer.refusing(split))
-    model.eval()
+    set_mode(model, False)
     hooks.on_split_start(trainer, split)
-    loss_of, later = _losses(trainer, split)
+    loss_of, later = _losses(trainer, split, step)
     pairs = not (hooks.forward or hooks.compute_loss)
-    for batch in on_device(loader, trainer.device, pairs):
+    for batch in trainer.engine.batches(trainer, split, loader, pairs):
         output = None
         trainer.samples, trainer.weight = trainer.count(batch), 1.0
         trainer.boundary = trainer.stepped = False
         if hooks.on_batch_start:
             hooks.on_batch_start(trainer, split, batch)
-        output = hooks.forward(trainer, model, split, batch) if hooks.forward else model(batch[0])
+        output = hooks.forward(trainer, model, split, batch) if hooks.forward else step.forward(batch)
         loss = loss_of(output, batch)
         mean.add(loss, trainer.samples)
         if hooks.on_batch_end:
@@ -141,10 +142,10 @@ def evaluate(trainer: Trainer, split: str, loader: Iterable[Any], taken: Iterabl
     return _figures(trainer, split, loader, mean, taken)
 
 
-def _losses(trainer: Trainer, split: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+def _losses(trainer: Trainer, split: str, step: Step) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
     """The loss of an output and a batch: for the first batch, which is looked at once a fit, and for later ones."""
     compute = trainer.plugins.frozen(split).compute_loss
-    later = (lambda *given: compute(trainer, split, *given)) if compute else lambda o, batch: trainer.loss(o, batch[1])
+    later = (lambda *given: compute(trainer, split, *given)) if compute else step.loss
     looked_at, trainer.looked_at = trainer.looked_at, trainer.looked_at | {split}
     return later if split in looked_at - {"test"} else functools.partial(checked, later), later
 
@@ -155,13 +156,13 @@ def _figures(
     """The mean loss over the samples of all processes, and what the plugins add."""
     mean.flush()
     total, count = mean.total, mean.count
-    if any(impl.hook.name == "reduce" for impl in trainer.plugins.impls):
+    if trainer.plugins.frozen("train").reduce is not ANSWERS["reduce"]:
         total, count = trainer.sum(torch.tensor([total, count], dtype=torch.float64)).tolist()
     if not count:
         raise DataError(f"{split}: not a single batch came from {type(loader).__name__}")
     metrics = SplitMetrics(taken, **{f"{split}_loss": total / count})
     trainer.plugins.frozen(split).on_split_end(trainer, split, metrics)
-    return metrics
+    return metrics.data
 
 
 def _backward(trainer: Trainer, loss: Tensor, output: Any, batch: Any) -> bool:

@@ -43,9 +43,9 @@ class Mean:
             if len(self._pending) == FLUSH:
                 self.flush()
         else:
-            self._add(loss.item(), samples)
+            self._take(loss.item(), samples)
 
-    def _add(self, loss: float, samples: int) -> None:
+    def _take(self, loss: float, samples: int) -> None:
         if self._refuse is not None and not math.isfinite(loss):
             self._refuse(self.batches, loss)
         self.batches += 1
@@ -58,7 +58,7 @@ class Mean:
         if pending:
             losses = torch.stack([loss.reshape(()) for loss, _ in pending]).tolist()
             for loss, (_, samples) in zip(losses, pending, strict=True):
-                self._add(loss, samples)
+                self._take(loss, samples)
 
 
 class SplitMetrics(UserDict[str, float]):
@@ -70,7 +70,7 @@ class SplitMetrics(UserDict[str, float]):
 
     def __init__(self, taken: Iterable[str] = (), **figures: float) -> None:
         self.taken = {"epoch", "step", *taken}
-        super().__init__(figures)
+        self.data = figures  # these are numbers, and not taken
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name in self.data or name in self.taken:

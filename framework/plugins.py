@@ -253,7 +253,7 @@ class Plugins(Mapping[str, Any]):
 
     def states(self) -> dict[str, Any]:
         """What each plugin wants remembered, under its name."""
-        return {name: plugin.state_dict() for name, plugin in self.items() if hasattr(plugin, "state_dict")}
+        return {p.name: p.plugin.state_dict() for p in self.order if hasattr(p.plugin, "state_dict")}
 
 
 def _compiled(hook: Hook, impls: Sequence[Impl]) -> Callable[..., Any]:

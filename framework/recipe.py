@@ -30,5 +30,9 @@ class Recipe:
     accumulate: int = 1
     on_nonfinite: str = "stop"
     num_workers: int = 0
+    loader: str = "auto"
+    cache: bool = False
+    graph: bool = False
+    fast: str = "exact"
     plugins: Sequence[Any] = ()
     class_names: Sequence[str] | None = None

@@ -16,9 +16,12 @@ from framework import checkpoint, data, device, loop, mistakes
 from framework.checkpoint import Snapshot
 from framework.device import resolve
 from framework.discovery import several
+from framework.engine import Engine, without_compiler
 from framework.errors import NonFiniteError, UsageError
 from framework.plugins import Plugins
 from framework.seed import kept_random_states
+
+without_compiler()  # before anyone who imports the Trainer makes an optimizer for it
 
 
 @dataclass
@@ -75,7 +78,7 @@ class Trainer:
         self.prepared = model  # what prepare_model gave; the user's module before that
         self.count = samples or data.count_samples
         self.epochs = self.epoch = self.step = 0
-        self.accumulate, self.num_workers = 1, 0
+        self.accumulate, self.num_workers, self.engine = 1, 0, Engine()
         self.samples, self.weight, self.boundary, self.stepped = 0, 1.0, True, False
         self.loaders: dict[str, Any] = {}
         self.metric_names: tuple[str, ...] = ()
@@ -89,7 +92,8 @@ class Trainer:
 
     def fit(
         self, train: Any, val: Any = None, epochs: int = 1, batch_size: int | None = None, shuffle: bool | None = None,
-        drop_last: bool | None = None, *, accumulate: int = 1, num_workers: int = 0,
+        drop_last: bool | None = None, *, accumulate: int = 1, num_workers: int = 0, loader: str = "auto",
+        cache: bool = False, graph: bool = False, fast: str = "exact",
     ) -> Result:  # fmt: skip
         """Train from epoch 0, step 0.
 
@@ -101,6 +105,10 @@ class Trainer:
             drop_last: leave out a last batch that is not full
             accumulate: batches to a step of the optimizer; the last window of an epoch may be shorter
             num_workers: processes that fetch the batches
+            loader: "auto" takes batches from memory where they are those of the DataLoader bit for bit; "torch" never
+            cache: keep the samples of a data set of your own in memory; each must always be the same
+            graph: on a GPU, record the step as a CUDA graph also where it cannot be proved that it may be recorded
+            fast: "exact"; "math" gives up the bits for speed; "plain" calls only what a loop by hand would call
 
         Raises:
             UsageError: bad input, before anything is trained where it can be known
@@ -112,6 +120,7 @@ class Trainer:
         sizes = data.sizes(batch_size, shuffle, drop_last, train, num_workers or None)
         self.epochs, self.accumulate = data.positive("epochs", epochs), data.positive("accumulate", accumulate)
         self.num_workers = data.positive("num_workers", num_workers, least=0)
+        self.engine = Engine(loader, cache, graph, fast)
         failure: BaseException | None = None
         try:
             with self._explained():
@@ -127,6 +136,7 @@ class Trainer:
             self.plugins.tell_each("on_exception", failure, trainer=self, exception=failure)
             raise
         finally:
+            self.engine.close()
             broken = self.plugins.tell_each("on_teardown", failure, trainer=self)
             if failure is None and broken is not None:
                 raise broken
@@ -206,6 +216,7 @@ class Trainer:
         if val is not None:
             make_loader = self.plugins.frozen("val").make_loader
             self.loaders["val"] = make_loader(self, val, "val", batch_size, False, False)
+        self.engine.start(self)
         self.metric_names = tuple(
             name for split in self.loaders for name in (f"{split}_loss", *self.plugins.metric_names(split))
         )

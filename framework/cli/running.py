@@ -230,7 +230,8 @@ def _run_one(
         rundir.keep_source(path, lab.file)
         result = trainer.fit(
             recipe.train, recipe.val, recipe.epochs, recipe.batch_size, recipe.shuffle, recipe.drop_last,
-            accumulate=recipe.accumulate, num_workers=recipe.num_workers,
+            accumulate=recipe.accumulate, num_workers=recipe.num_workers, loader=recipe.loader, cache=recipe.cache,
+            graph=recipe.graph, fast=recipe.fast,
         )  # fmt: skip
         if recipe.test is not None:
             result.test = trainer.evaluate(recipe.test, recipe.batch_size)

@@ -1,0 +1,123 @@
+"""Which way each part of a fit takes: chosen at its start, looked at again at each pass, and told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from framework.data import Whole, on_device
+from framework.engine.graph import Graphs, refusal
+from framework.engine.loader import InMemory, in_memory
+from framework.engine.memory import LargeBlocks
+from framework.engine.precision import FastMath
+from framework.engine.prefetch import prefetched
+from framework.engine.step import Step, eager, plain
+from framework.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from framework.trainer import Trainer
+
+LOADERS, FASTS = ("auto", "torch"), ("exact", "math", "plain")
+
+
+class Engine:
+    """The fast paths of one fit. Each gives the bits of the plain loop, or is asked for by name.
+
+    Args:
+        loader: "auto" takes batches from memory where that is the same; "torch" never does
+        cache: keep the samples of every data set in memory, each of which is always the same
+        graph: record a step as a CUDA graph also where only the user knows that it may be recorded
+        fast: "exact"; "math" gives up the bits for speed; "plain" calls only what a loop written by hand calls
+
+    Raises:
+        UsageError: another value than these, or two that exclude each other
+    """
+
+    def __init__(self, loader: str = "auto", cache: bool = False, graph: bool = False, fast: str = "exact") -> None:
+        for name, value, known in (("loader", loader, LOADERS), ("fast", fast, FASTS)):
+            if value not in known:
+                raise UsageError(f"{name}={value!r}: no such way.{did_you_mean(str(value), known)}")
+        if cache and loader == "torch":
+            raise UsageError("cache=True keeps samples in memory, loader='torch' asks for each anew: leave out one")
+        if graph and fast != "exact":
+            raise UsageError(f"graph=True records the exact step, not that of fast={fast!r}: leave out one of them")
+        self.loader, self.cache, self.graph, self.fast = loader, cache, graph, fast
+        self._sources: dict[str, tuple[Any, InMemory | str]] = {}
+        self._undo, self._math = ExitStack(), None  # type: ExitStack, FastMath | None
+        self._eager: Step | None = None
+        self._graphs: Graphs | None = None
+        self._refused: str | None = None
+        self._blocks: LargeBlocks | None = None
+
+    def start(self, trainer: Trainer) -> None:
+        """Everything is on its device: choose, and switch on what stays on for the fit."""
+        for split, loader in trainer.loaders.items():
+            self._source(trainer, split, loader)
+        if self.fast == "math":
+            self._math = FastMath(trainer.prepared, trainer.optimizer, trainer.device, self._undo)
+        if self.fast != "plain":
+            self._blocks = LargeBlocks(trainer.device.type)
+            self._undo.callback(self._blocks.close)
+
+    def close(self) -> None:
+        """The fit is over: whatever was switched on for it is switched off."""
+        self._math = self._graphs = None
+        self._undo.close()
+
+    def step(self, trainer: Trainer) -> Step:
+        """The calls of a training step, for one pass over the data."""
+        if self._eager is None:
+            self._eager = plain(trainer, self._math) if self.fast == "plain" else eager(trainer, self._math)
+        if self.fast == "exact" and (self.graph or trainer.device.type == "cuda"):
+            self._refused = refusal(
+                trainer.prepared, trainer.loss, trainer.optimizer, trainer.device, trainer.plugins.frozen("train"),
+                trainer.accumulate, self.graph,
+            )  # fmt: skip
+            if self._refused is None:
+                made = self._graphs or Graphs(trainer.prepared, trainer.loss, trainer.optimizer, self._eager)
+                self._graphs = made
+                return made.step()
+        return self._eager
+
+    def looking(self, trainer: Trainer) -> Step:
+        """The calls of a step that only looks."""
+        return plain(trainer, self._math)
+
+    def batches(self, trainer: Trainer, split: str, loader: Any, pairs: bool) -> Iterator[Any]:
+        """Each batch of a pass on the device, a list as a tuple: the usual batch is `(x, y)`.
+
+        Raises:
+            DataError: a batch that is no pair, with `pairs`
+        """
+        if type(loader) is Whole and type(loader.batch) is tuple and len(loader.batch) == 2:
+            batches = iter((loader.batch,))  # on the device since it was made
+        elif isinstance(source := self._source(trainer, split, loader), InMemory):
+            batches = iter(source) if source.pairs else on_device(source, trainer.device, pairs)
+        else:
+            ahead = trainer.device.type == "cuda" and self.fast != "plain"
+            batches = on_device(prefetched(loader, trainer.device) if ahead else loader, trainer.device, pairs)
+        return self._blocks.watch(batches) if self._blocks and split == "train" else batches
+
+    def _source(self, trainer: Trainer, split: str, loader: Any) -> InMemory | str:
+        """The twin of a loader in memory, or why there is none."""
+        known, source = self._sources.get(split, (None, ""))
+        if known is not loader or source == "":
+            asked = "loader='torch'" * (self.loader == "torch") or "fast='plain'" * (self.fast == "plain")
+            source = asked or in_memory(loader, trainer.device, self.cache)
+            self._sources[split] = loader, source
+        return source
+
+    def told(self) -> dict[str, str]:
+        """What was taken, and why not the faster way: under the name of a split, `step` and `math`."""
+        told = {}
+        for split, (_, source) in self._sources.items():
+            why = source if isinstance(source, str) else source.why
+            told[split] = f"by torch's DataLoader: {why}" if why else "from memory"
+        if self._refused or self._graphs:
+            told["step"] = (
+                f"no CUDA graph: {self._refused}" if self._refused else (self._graphs and self._graphs.why) or ""
+            )
+        if self._math:
+            told["math"] = ", ".join(self._math.taken)
+        return told

@@ -1,0 +1,227 @@
+"""Every private name of torch that speed needs. Each is looked for when it is used; without it the public way is taken.
+
+What stands here gives the same bits as the public way beside it: tests/framework/engine/test_private.py compares them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+Step = Callable[[torch.optim.Optimizer], Any]
+
+
+def profiling() -> bool:
+    """Whether a profiler listens, which would miss the ranges that a fast path leaves out."""
+    return bool(getattr(torch.autograd.profiler, "_is_profiler_enabled", False))
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; -1 where torch does not tell (a tensor of inference mode)."""
+    try:
+        return tensor._version
+    except (AttributeError, RuntimeError):
+        return -1
+
+
+def collates_plainly(collate: Any) -> bool:
+    """Whether `collate` is torch's default_collate, and nobody has taught that to stack in another way."""
+    module = sys.modules.get(default_collate.__module__)
+    known = getattr(module, "default_collate_fn_map", None)
+    return (
+        collate is default_collate
+        and known is not None
+        and all(
+            getattr(known.get(kind), "__name__", "") == f"collate_{kind.__name__.lower()}_fn"
+            and getattr(known.get(kind), "__module__", "") == default_collate.__module__
+            for kind in (Tensor, int, float)
+        )
+    )
+
+
+def backward() -> Callable[[Tensor], None]:
+    """`loss.backward()`, for a plain number on the CPU without looking at its arguments anew each step.
+
+    The gradient of the loss itself, a one, is made once, and anew only if a hook has changed it in place. On a device
+    torch's own way is needed: it hands the context of this thread to those that run the backward pass there.
+    """
+    engine = getattr(torch.autograd.Variable, "_execution_engine", None)
+    run: Any = getattr(engine, "run_backward", None)
+    if run is None:
+        return lambda loss: loss.backward()
+    ones = {dtype: torch.ones((), dtype=dtype) for dtype in (torch.float32, torch.float64)}
+    untouched = version(ones[torch.float32])
+
+    def backward(loss: Tensor) -> None:
+        one = ones.get(loss.dtype)
+        if one is None or type(loss) is not Tensor or loss.dim() or loss.device.type != "cpu":
+            loss.backward()
+            return
+        if one._version != untouched:
+            one = ones[loss.dtype] = torch.ones_like(one)
+        run((loss,), (one,), False, False, (), allow_unreachable=True, accumulate_grad=True)
+
+    return backward
+
+
+def bare_step(optimizer: torch.optim.Optimizer) -> Step | None:
+    """The step of an optimizer of torch without the profiler's range around it; None for any other optimizer."""
+    kind = type(optimizer)
+    if getattr(torch.optim, kind.__name__, None) is not kind or optimizer.defaults.get("differentiable"):
+        return None
+    hooked: Any = kind.step
+    ranged = getattr(hooked, "__wrapped__", None)  # under the range and the hooks
+    bare: Step | None = getattr(ranged, "__wrapped__", None)  # under the switch that turns gradients off
+    return bare if getattr(hooked, "hooked", False) and not hasattr(bare, "__wrapped__") else None
+
+
+@functools.cache
+def foreach(name: str) -> Callable[..., Any]:
+    """An operation in place on a list of tensors, one after another: torch's own, or the loop that it stands for."""
+
+    def each(tensors: Any, *others: Any) -> None:
+        value = "value" if name.startswith("addc") else "weight" if name == "lerp" else "other"
+        for index, tensor in enumerate(tensors):
+            *lists, last = [other[index] if isinstance(other, (list, tuple)) else other for other in others]
+            getattr(tensor, f"{name}_")(*lists, **{value: last})
+
+    return getattr(torch, f"_foreach_{name}_", each)
+
+
+def stepping(optimizer: torch.optim.Optimizer, step: Callable[[], Any]) -> Callable[[], None]:
+    """`optimizer.step()` by way of `step`, which runs without gradients; as long as nothing has been put around it.
+
+    Hooks, a profiler and a `step` of the instance are looked for each time: a plugin may bring them along in any step.
+    A learning rate scheduler's own wrapper only marks that the optimizer has stepped, so it is marked here.
+    """
+    everywhere = sys.modules["torch.optim.optimizer"]
+    own, before, after = (
+        vars(optimizer),
+        everywhere._global_optimizer_pre_hooks,
+        everywhere._global_optimizer_post_hooks,
+    )
+    profiler, switch = torch.autograd.profiler, torch._C._set_grad_enabled
+
+    def update() -> None:
+        if (
+            before or after or own["_optimizer_step_pre_hooks"] or own["_optimizer_step_post_hooks"]
+            or profiler._is_profiler_enabled
+        ):  # fmt: skip
+            optimizer.step()
+            return
+        if "step" in own:
+            if not hasattr(own["step"], "_wrapped_by_lr_sched"):
+                optimizer.step()
+                return
+            own["_opt_called"] = True
+        enabled = torch.is_grad_enabled()
+        switch(False)
+        try:
+            step()
+        finally:
+            switch(enabled)
+
+    return update
+
+
+def clearing(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """`optimizer.zero_grad()` of an optimizer of torch, as long as nothing has been put around it."""
+    own, profiler = vars(optimizer), torch.autograd.profiler
+
+    def clear() -> None:
+        if "zero_grad" in own or profiler._is_profiler_enabled:
+            optimizer.zero_grad()
+            return
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    return clear
+
+
+def set_mode(model: nn.Module, training: bool) -> None:
+    """`model.train(training)`, which for modules that are in that mode already does nothing."""
+    if type(model).train is not nn.Module.train:
+        model.train(training)
+        return
+    if model.training is not training:
+        model.training = training
+    for child in model._modules.values():
+        if child is not None:
+            set_mode(child, training)
+
+
+def without_compiler() -> None:
+    """Make and load optimizers without importing torch's compiler, which takes longer than many a training.
+
+    Four methods of torch's Optimizer tell the compiler to leave them alone, and import it for that. Where it has not
+    been imported nobody can be compiling, so they are called as they are; as soon as it has been, they are torch's own.
+    """
+    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+        method = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
+        if method is not None and not hasattr(method, "__dynamo_disable"):
+            setattr(method, "__dynamo_disable", _until_compiling(method))
+
+
+def _until_compiling(method: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*values: Any, **named: Any) -> Any:
+        compiler = sys.modules.get("torch._dynamo")
+        if compiler is None:
+            return method(*values, **named)
+        disabled = compiler.disable(method, True, wrapping=False)
+        setattr(method, "__dynamo_disable", disabled)
+        return disabled(*values, **named)
+
+    return call
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether anything of the user's runs around this module or the gradients of its own parameters."""
+    everywhere, own = sys.modules["torch.nn.modules.module"], vars(module)
+    kinds = "forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks"
+    of_tensors = "_backward_hooks", "_post_accumulate_grad_hooks"
+    return (
+        any(getattr(everywhere, f"_global_{kind}", None) or own.get(f"_{kind}") for kind in kinds)
+        or any(getattr(held, kind, None) for held in module.parameters(recurse=False) for kind in of_tensors)
+    )  # fmt: skip
+
+
+def step_hooked(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether anything but a learning rate scheduler's mark has been put around the step of this optimizer."""
+    everywhere, own = sys.modules["torch.optim.optimizer"], vars(optimizer)
+    kinds = "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"
+    everyones = "_global_optimizer_pre_hooks", "_global_optimizer_post_hooks"
+    return (
+        any(own.get(kind) for kind in kinds)
+        or any(getattr(everywhere, kind, None) for kind in everyones)
+        or ("step" in own and not hasattr(own["step"], "_wrapped_by_lr_sched"))
+    )
+
+
+def abandon(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> None:
+    """After a capture that failed: without this, allocator and generator go on waiting for its end.
+
+    The allocator would keep freed memory back, and the generator refuse to draw.
+    """
+    generator = torch.cuda.default_generators[device.index or 0]
+    for tidy in (
+        lambda: torch._C._cuda_endAllocateToPool(device.index or 0, pool),
+        graph.reset,
+        lambda: generator.graphsafe_set_state(generator.clone_state()),
+    ):
+        with contextlib.suppress(AttributeError, RuntimeError):  # it has ended already, or this torch tidies up itself
+            tidy()
+
+
+def overridden() -> bool:
+    """Whether something stands between torch and who calls it, such as torch.set_default_device or a FakeTensorMode."""
+    functions = getattr(torch._C, "_len_torch_function_stack", None)
+    dispatches = getattr(torch._C, "_len_torch_dispatch_stack", None)
+    return functions is None or dispatches is None or functions() + dispatches() > 0

@@ -1,0 +1,372 @@
+"""The private ways against the public ones, bit for bit, and with each private name missing."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.data import default_collate
+
+from framework.engine import private
+
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+
+KINDS = {
+    name: kind
+    for name, kind in vars(torch.optim).items()
+    if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer) and name not in ("Optimizer", "LBFGS")
+}
+
+
+def model_for(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    if name == "SparseAdam":
+        return nn.Sequential(nn.Embedding(7, 3, sparse=True), nn.Flatten(), nn.Linear(9, 2).requires_grad_(False))
+    if name == "Muon":  # takes matrices alone
+        return nn.Sequential(nn.Linear(3, 4, bias=False), nn.Tanh(), nn.Linear(4, 2, bias=False))
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+
+
+def optimizer_for(name: str, model: nn.Module, **options: Any) -> torch.optim.Optimizer:
+    return KINDS[name]([p for p in model.parameters() if p.requires_grad], lr=0.05, **options)
+
+
+def inputs_for(name: str) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(7, (5, 3), generator=generator) if name == "SparseAdam" else torch.randn(5, 3)
+
+
+Way = Callable[[torch.optim.Optimizer], Callable[[], Any]]
+
+
+def trained(name: str, way: Way, steps: int = 5, between: Any = None, **options: Any) -> Any:
+    model = model_for(name)
+    optimizer = optimizer_for(name, model, **options)
+    torch.manual_seed(1)
+    x = inputs_for(name)
+    y, step, clear, backward = torch.randn(5, 2), way(optimizer), private.clearing(optimizer), private.backward()
+    for index in range(steps):
+        clear()
+        backward(F.mse_loss(model(x), y))
+        step()
+        if between is not None:
+            between(index, optimizer)
+    return {"model": dict(model.state_dict()), "optimizer": optimizer.state_dict()}
+
+
+def public(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
+    return lambda: optimizer.step()
+
+
+def ours(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    bare = private.bare_step(optimizer)
+    assert bare is not None
+    return private.stepping(optimizer, lambda: bare(optimizer))
+
+
+# ------------------------------------------------------------------------------------------------------- the step
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_the_bare_step_of_every_optimizer_of_torch_gives_the_bits_of_its_public_one(oracle: Any, name: str) -> None:
+    oracle.assert_same(trained(name, public), trained(name, ours))
+
+
+def test_the_bare_step_of_lbfgs_takes_no_closure_either() -> None:
+    optimizer = torch.optim.LBFGS(nn.Linear(1, 1).parameters())
+
+    assert private.bare_step(optimizer) is not None  # and fails in torch's own words
+    with pytest.raises(TypeError, match="closure"):
+        ours(optimizer)()
+
+
+class Slower(torch.optim.SGD):
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            group["lr"] *= 0.5
+        return super().step(closure)
+
+
+def test_there_is_no_bare_step_of_an_optimizer_of_ones_own_or_a_differentiable_one() -> None:
+    parameters = list(nn.Linear(1, 1).parameters())
+
+    assert private.bare_step(Slower(parameters, lr=0.1)) is None
+    assert private.bare_step(torch.optim.SGD(parameters, lr=0.1, differentiable=True)) is None
+
+
+def test_there_is_no_bare_step_where_torch_wraps_it_in_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self, closure=None: None)
+
+    assert private.bare_step(optimizer) is None
+
+
+@pytest.mark.parametrize("when", ["before", "later"])
+@pytest.mark.parametrize("where", ["pre", "post", "everywhere pre", "everywhere post"])
+def test_hooks_of_an_optimizer_are_called_as_ever(where: str, when: str) -> None:
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    calls: list[Any] = []
+    register: Any = {
+        "pre": optimizer.register_step_pre_hook,
+        "post": optimizer.register_step_post_hook,
+        "everywhere pre": register_optimizer_step_pre_hook,
+        "everywhere post": register_optimizer_step_post_hook,
+    }[where]
+    handle = register(lambda *values: calls.append(values[0])) if when == "before" else None
+    step = ours(optimizer)
+    model(torch.ones(1, 3)).sum().backward()
+    step()
+    handle = handle or register(lambda *values: calls.append(values[0]))
+    step()
+    handle.remove()
+    step()
+
+    assert calls == [optimizer] * (2 if when == "before" else 1)
+
+
+def test_a_scheduler_finds_that_the_optimizer_has_stepped(oracle: Any) -> None:
+    def scheduled(way: Way) -> Any:
+        schedulers: list[Any] = []
+
+        def step_it(index: int, optimizer: torch.optim.Optimizer) -> None:
+            schedulers.append(torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)) if index == 0 else None
+            if index > 0:
+                schedulers[0].step()  # warns, which is an error here, where no step was seen before it
+
+        return trained("SGD", way, between=step_it)
+
+    oracle.assert_same(scheduled(public), scheduled(ours))
+
+
+def test_a_step_put_on_the_instance_is_the_one_that_is_called() -> None:
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
+    step, calls = ours(optimizer), []
+    optimizer.step = lambda: calls.append("own")  # type: ignore[method-assign, assignment]
+    step()
+
+    assert calls == ["own"]
+
+
+def test_a_profiler_sees_its_ranges() -> None:
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step, clear = ours(optimizer), private.clearing(optimizer)
+    model(torch.ones(1, 3)).sum().backward()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        assert private.profiling()
+        step()
+        clear()
+
+    names = {event.key for event in profile.key_averages()}
+    assert {"Optimizer.step#SGD.step", "Optimizer.zero_grad#SGD.zero_grad"} <= names
+    assert not private.profiling()
+
+
+def test_gradients_are_on_again_after_a_step_that_failed() -> None:
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
+
+    def fails() -> None:
+        assert not torch.is_grad_enabled()
+        raise RuntimeError("in the step")
+
+    with pytest.raises(RuntimeError, match="in the step"):
+        private.stepping(optimizer, fails)()
+    assert torch.is_grad_enabled()
+
+
+def test_a_zero_grad_put_on_the_instance_is_the_one_that_is_called() -> None:
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.ones(1, 1)).sum().backward()
+    clear, calls = private.clearing(optimizer), []
+    optimizer.zero_grad = lambda: calls.append("own")  # type: ignore[method-assign, assignment]
+    clear()
+    assert calls == ["own"]
+    assert model.weight.grad is not None
+    del optimizer.zero_grad
+    clear()
+    assert model.weight.grad is None
+
+
+@pytest.mark.parametrize("name", ["add", "mul", "div", "lerp", "addcmul", "addcdiv"])
+def test_an_operation_on_lists_gives_the_same_bits_where_torch_has_none(
+    oracle: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def results() -> Any:
+        private.foreach.cache_clear()
+        torch.manual_seed(0)
+        a, b, c = ([torch.rand(n) + 0.1 for n in (1, 5, 33)] for _ in range(3))
+        if name.startswith("addc"):
+            private.foreach(name)(a, b, c, 0.3)
+            private.foreach(name)(a, b, c, [0.1, 0.2, 0.3]) if name == "addcdiv" else None
+        elif name == "lerp":
+            private.foreach(name)(a, b, 0.3)
+        else:
+            private.foreach(name)(a, [torch.tensor(0.3)] * 3)
+            private.foreach(name)(a, torch.tensor(0.7))
+            private.foreach(name)(a, [0.1, 0.2, 0.3])
+        return a
+
+    with_it = results()
+    monkeypatch.delattr(torch, f"_foreach_{name}_")
+    without = results()
+    private.foreach.cache_clear()
+
+    oracle.assert_same(with_it, without)
+
+
+# ------------------------------------------------------------------------------------------------------ backward
+
+
+def losses() -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
+    return {
+        "plain": lambda x: (x**2).mean(),
+        "double": lambda x: (x.double() ** 2).mean(),
+        "half": lambda x: (x.to(torch.bfloat16) ** 2).mean(),
+        "one element": lambda x: (x**2).mean().reshape(1),
+        "the parameter itself": lambda x: x.sum() * 1,
+    }
+
+
+def grad_of(loss: Callable[[torch.Tensor], torch.Tensor], backward: Callable[[torch.Tensor], Any]) -> Any:
+    x = torch.linspace(-1, 1, 7, requires_grad=True)
+    for _ in range(2):  # accumulates
+        backward(loss(x))
+    return x.grad
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("name", sorted(losses()))
+def test_backward_gives_the_bits_of_the_public_one(
+    oracle: Any, monkeypatch: pytest.MonkeyPatch, name: str, missing: bool
+) -> None:
+    expected = grad_of(losses()[name], lambda loss: loss.backward())
+    if missing:
+        monkeypatch.setattr(torch.autograd, "Variable", object)
+
+    oracle.assert_same(expected, grad_of(losses()[name], private.backward()))
+
+
+class ScalesItsGradient(torch.autograd.Function):
+    """Changes the gradient that it is given in place, which torch's documentation forbids and does not prevent."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient.mul_(2)
+
+
+def test_a_gradient_that_was_changed_in_place_is_not_used_again(oracle: Any) -> None:
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return ScalesItsGradient.apply((x**2).mean())  # type: ignore[no-any-return, no-untyped-call]
+
+    backward = private.backward()
+    expected = [grad_of(loss, lambda value: value.backward()) for _ in range(3)]
+
+    oracle.assert_same(expected, [grad_of(loss, backward) for _ in range(3)])
+
+
+def test_a_loss_without_a_gradient_is_refused_in_torchs_words() -> None:
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        private.backward()(torch.tensor(1.0))
+
+
+# -------------------------------------------------------------------------------------------------- modes, compiler
+
+
+class KeepsItsMode(nn.Linear):
+    def train(self, mode: bool = True) -> Any:
+        return super().train(False)
+
+
+def models() -> list[nn.Module]:
+    frozen = nn.Sequential(nn.Linear(1, 1), nn.Sequential(nn.Dropout(), nn.BatchNorm1d(1)))
+    frozen[1][1].eval()  # type: ignore[index]
+    hole = nn.Sequential(nn.Linear(1, 1))
+    hole.register_module("nothing", None)
+    return [frozen, hole, nn.Sequential(KeepsItsMode(1, 1), nn.Dropout()), KeepsItsMode(1, 1)]
+
+
+@pytest.mark.parametrize("index", range(4))
+@pytest.mark.parametrize("mode", [True, False])
+def test_set_mode_leaves_every_module_as_train_does(index: int, mode: bool) -> None:
+    expected, got = models()[index], models()[index]
+    expected.train(mode)
+    private.set_mode(got, mode)
+
+    assert [m.training for m in got.modules()] == [m.training for m in expected.modules()]
+
+
+def test_training_does_not_import_torchs_compiler() -> None:
+    script = (
+        "import sys, torch\n"
+        "from framework import Trainer\n"
+        "model = torch.nn.Linear(3, 1)\n"
+        "trainer = Trainer(model, torch.nn.functional.mse_loss, torch.optim.Adam(model.parameters()), device='cpu')\n"
+        "trainer.fit((torch.randn(5, 3), torch.randn(5, 1)), epochs=3, batch_size=2)\n"
+        "trainer.snapshot()\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_torch_has_its_own_methods_back_as_soon_as_the_compiler_is_there() -> None:
+    script = (
+        "import torch\n"
+        "from framework import Trainer\n"
+        "optimizer = torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=0.1)\n"
+        "method = torch.optim.Optimizer.zero_grad.__wrapped__\n"
+        "ours = getattr(method, '__dynamo_disable')\n"
+        "optimizer.zero_grad()\n"
+        "assert getattr(method, '__dynamo_disable') is ours\n"
+        "import torch._dynamo\n"
+        "optimizer.zero_grad()\n"
+        "assert getattr(method, '__dynamo_disable') is not ours\n"
+        "optimizer.zero_grad()\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+# ---------------------------------------------------------------------------------------------------------- the rest
+
+
+def test_collates_plainly_tells_torchs_own_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert private.collates_plainly(default_collate)
+    assert not private.collates_plainly(lambda samples: samples)
+    known = sys.modules[default_collate.__module__].default_collate_fn_map
+    monkeypatch.setitem(known, torch.Tensor, lambda batch, **_: torch.stack(list(batch)) + 1)
+    assert not private.collates_plainly(default_collate)
+
+
+def test_version_counts_changes_in_place() -> None:
+    tensor = torch.zeros(3)
+    before = private.version(tensor)
+    tensor.add_(1)
+
+    assert private.version(tensor) > before
+    with torch.inference_mode():
+        assert private.version(torch.zeros(3)) == -1
+
+
+def test_a_copy_of_an_optimizer_steps_by_itself() -> None:
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.ones(1, 1)).sum().backward()
+    other = copy.deepcopy(optimizer)
+    before = model.weight.detach().clone()
+    ours(other)()
+
+    assert torch.equal(model.weight, before)
