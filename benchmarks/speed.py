@@ -8,7 +8,8 @@ draw is in it, with the import of what draws it. "With start-up" is the time of 
 
 The two must end with equal bits: parameters, the loss of each epoch, and the state of the random numbers. Where they do
 not, the exit status is 1. With `--check` it is 1 as well where a row falls short of what it is to reach, and the rows
-that do are named.
+that do are named. An idle machine decides; where others are at work, `--clock cpu --threads 1` compares the time
+of the processor in place of the clock on the wall.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 THREADS, PAIRS, SEED = 2, 15, 0
 PATIENCE = 1800  # seconds after which a process is given up
+BUSY = 0.5  # the load from which a machine is told to be busy
+TIMES = {  # by clock, and whether start-up is in it
+    ("wall", False): "seconds", ("wall", True): "process", ("cpu", False): "cpu_seconds", ("cpu", True): "process_cpu",
+}  # fmt: skip
 OWN = ("ours", "default", "accuracy", "ours-math")  # the variants that this project trains
 Notes = dict[str, float]
 Turn = Mapping[str, Mapping[str, Any]]  # what each variant measured, one after the other
@@ -61,7 +66,7 @@ class Figure:
     base: str = "raw"
     less: str = ""
 
-    def of(self, turn: Turn, time_of: str = "seconds") -> float:
+    def of(self, turn: Turn, time_of: str) -> float:
         taken = turn[self.variant][time_of] - (turn[self.less][time_of] if self.less else 0.0)
         return float(taken / turn[self.base][time_of])
 
@@ -373,14 +378,14 @@ def train_of(variant: str, row: Workload, task: Task, epochs: int, notes: Notes)
     return by_peer(variant, row, task, epochs)
 
 
-def measured_here(row: Workload, variant: str, epochs: int) -> dict[str, Any]:
+def measured_here(row: Workload, variant: str, epochs: int, threads: int) -> dict[str, Any]:
     """What one process measures; it is to be fresh, and its working directory empty."""
     import torch
 
     if variant in OWN:
         from framework import Trainer  # noqa: F401  # before an optimizer is built, as in a recipe
     assert row.build is not None
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(threads)
     torch.nn.Linear(2, 2).to(row.device)(torch.ones(1, 2, device=row.device)).sum().backward()
     torch.manual_seed(SEED)
     task = row.build()
@@ -458,7 +463,7 @@ def about_here() -> dict[str, Any]:
     gpu = torch.cuda.is_available()
     return {
         "python": platform.python_version(), "torch": torch.__version__, "system": platform.platform(), "cpu": cpu(),
-        "cores": os.cpu_count(), "threads": THREADS, "gpu": torch.cuda.get_device_name() if gpu else None,
+        "cores": os.cpu_count(), "gpu": torch.cuda.get_device_name() if gpu else None,
     }  # fmt: skip
 
 
@@ -476,52 +481,60 @@ class ChildError(Exception):
     """A process that should have measured something failed."""
 
 
-def child(*arguments: str) -> dict[str, Any]:
-    """What a fresh process of this file prints, and the seconds from its start to its exit."""
-    printed, seconds = clocked([sys.executable, str(Path(__file__).resolve()), *arguments])
-    return {**json.loads(printed.splitlines()[-1]), "process": seconds}
+def child(threads: int, *arguments: str) -> dict[str, Any]:
+    """What a fresh process of this file prints, and its times from start to exit."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--threads", str(threads), *arguments]
+    printed, times = clocked(command, threads)
+    return {**json.loads(printed.splitlines()[-1]), **times}
 
 
-def clocked(command: Sequence[str], files: Mapping[str, str] | None = None) -> tuple[str, float]:
-    """What a command prints, run in an empty directory with these files, and its seconds."""
-    env = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
+def clocked(command: Sequence[str], threads: int, files: Mapping[str, str] | None = None) -> tuple[str, Notes]:
+    """What a command prints, run in an empty directory with these files; and its times from start to exit."""
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     root = mnist_root()
     if root is not None:
         env["FRAMEWORK_DATA"] = str(root)
     with tempfile.TemporaryDirectory() as folder:
         for name, text in (files or {}).items():
             Path(folder, name).write_text(text, encoding="utf-8")
-        begun = time.perf_counter()
+        begun, cpu_begun = time.perf_counter(), cpu_of_children()
         try:
             done = subprocess.run(
                 command, cwd=folder, env=env, capture_output=True, text=True, errors="replace", timeout=PATIENCE
             )
         except subprocess.TimeoutExpired as error:
             raise ChildError(f"it took more than {PATIENCE} seconds") from error
-        seconds = time.perf_counter() - begun
+        times = {"process": time.perf_counter() - begun, "process_cpu": cpu_of_children() - cpu_begun}
         if done.returncode != 0:
             last = (done.stderr.strip() or "no word on stderr").splitlines()[-1]
             raise ChildError(f"exit status {done.returncode}: {last}")
         metrics = Path(folder, "runs", "softmax", "001", "metrics.jsonl")
         if metrics.is_file():
-            return metrics.read_text(encoding="utf-8"), seconds
-    return done.stdout, seconds
+            return metrics.read_text(encoding="utf-8"), times
+    return done.stdout, times
 
 
-def measure(row: Workload, variant: str, epochs: int) -> dict[str, Any]:
+def cpu_of_children() -> float:
+    """The time of the processor that processes of this one took, those that ended."""
+    taken = os.times()
+    return taken.children_user + taken.children_system
+
+
+def measure(row: Workload, variant: str, epochs: int, threads: int) -> dict[str, Any]:
     """One variant of a row, in a process of its own."""
     if row.build is not None:
-        return child("--one", variant, "--row", row.id, "--epochs", str(epochs))
+        return child(threads, "--one", variant, "--row", row.id, "--epochs", str(epochs))
     if variant == "bare":
         script = BARE.replace("{seed}", str(SEED)).replace("{epochs}", str(epochs))
-        printed, seconds = clocked([sys.executable, "bare.py"], {"bare.py": script})
+        printed, times = clocked([sys.executable, "bare.py"], threads, {"bare.py": script})
         last = printed.strip()
     else:
         recipe = str(ROOT / "recipes" / "softmax.py")
-        command = [sys.executable, "-m", "framework", recipe, "--epochs", str(epochs)]
-        printed, seconds = clocked([*command, "--seed", str(SEED)])
+        command = [sys.executable, "-m", "framework", recipe, "--epochs", str(epochs), "--seed", str(SEED)]
+        printed, times = clocked(command, threads)
         last = float(json.loads(printed.splitlines()[-1])["train_loss"]).hex()
-    return {"seconds": seconds, "process": seconds, "steps": epochs, "bits": last}
+    whole = {"seconds": times["process"], "cpu_seconds": times["process_cpu"], **times}
+    return {**whole, "steps": epochs, "bits": last}
 
 
 @dataclass
@@ -532,15 +545,17 @@ class Measured:
     turns: list[dict[str, dict[str, Any]]] = field(default_factory=list)
     left_out: str = ""
     failed: dict[str, str] = field(default_factory=dict)
+    clock: str = "wall"  # or "cpu"
 
-    def spread(self, figure: Figure, time_of: str = "seconds") -> tuple[float, float, float]:
+    def spread(self, figure: Figure, start_up: bool = False) -> tuple[float, float, float]:
         """The median and the quartiles of a figure."""
+        time_of = TIMES[self.clock, start_up]
         return quartiles([figure.of(turn, time_of) for turn in self.turns if figure.variant in turn])
 
     def microseconds(self) -> float:
         """Of a step of the plain loop, the median."""
-        base = self.row.figures[0].base
-        return 1e6 * float(statistics.median(turn[base]["seconds"] / turn[base]["steps"] for turn in self.turns))
+        base, time_of = self.row.figures[0].base, TIMES[self.clock, False]
+        return 1e6 * float(statistics.median(turn[base][time_of] / turn[base]["steps"] for turn in self.turns))
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -551,22 +566,77 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     return middle, lower, upper
 
 
-def take_turns(row: Workload, variants: Sequence[str], pairs: int, epochs: int) -> Measured:
-    """All variants one after the other, so many times; every second time the other way round."""
-    measured = Measured(row)
-    for number in range(pairs):
-        print(f"row {row.id}: turn {number + 1} of {pairs}", file=sys.stderr, flush=True)
-        turn = {}
-        for variant in variants if number % 2 == 0 else variants[::-1]:
-            try:
-                if variant not in measured.failed:
-                    turn[variant] = measure(row, variant, epochs)
-            except ChildError as error:
-                measured.failed[variant] = str(error)
-                if variant in row.variants:
-                    return measured
-        measured.turns.append({variant: turn[variant] for variant in variants if variant in turn})
-    return measured
+@dataclass
+class Report:
+    """How to measure, and everything that was; written to a file after each turn, so that none is lost."""
+
+    pairs: int = PAIRS
+    epochs: int | None = None  # in place of those of the rows
+    threads: int = THREADS
+    clock: str = "wall"
+    file: Path | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+    rows: list[Measured] = field(default_factory=list)
+    peers: list[Measured] = field(default_factory=list)
+
+    def take_turns(self, measured: Measured, variants: Sequence[str], epochs: int) -> None:
+        """All variants one after the other, so many times; every second time the other way round."""
+        row, measured.clock = measured.row, self.clock
+        for number in range(self.pairs):
+            print(f"row {row.id}: turn {number + 1} of {self.pairs}", file=sys.stderr, flush=True)
+            turn = {}
+            for variant in variants if number % 2 == 0 else variants[::-1]:
+                try:
+                    if variant not in measured.failed:
+                        turn[variant] = measure(row, variant, epochs, self.threads)
+                except ChildError as error:
+                    measured.failed[variant] = str(error)
+                    if variant in row.variants:
+                        return
+            measured.turns.append({variant: turn[variant] for variant in variants if variant in turn})
+            self.write()
+
+    def run(self, row: Workload) -> None:
+        """Measure a row, where it can be measured here."""
+        measured = Measured(row)
+        self.rows.append(measured)
+        if row.device == "cuda" and not self.about["gpu"]:
+            measured.left_out = "there is no GPU"
+        elif row.needs_mnist and mnist_root() is None:
+            measured.left_out = "MNIST is not there; FRAMEWORK_DATA names the folder in which it is looked for"
+        else:
+            self.take_turns(measured, row.variants, self.epochs or row.epochs)
+
+    def run_peers(self, rows: Iterable[Workload], variants: Sequence[str]) -> None:
+        """Measure other projects on some rows, beside the plain loop and this one."""
+        for row in rows:
+            epochs = self.epochs or PEERS_EPOCHS[row.id]
+            title = f"{row.title.rpartition(', ')[0]}, {counted('epoch', epochs)}"
+            titled = replace(row, title=title, figures=(Figure(NO_PLUGINS, "raw"),), same_bits=False)
+            self.peers.append(Measured(titled))
+            self.take_turns(self.peers[-1], variants, epochs)
+
+    def write(self) -> None:
+        if self.file:
+            how = {"pairs": self.pairs, "threads": self.threads, "clock": self.clock}
+            kept = {"about": self.about, **how, "rows": dumped(self.rows), "peers": dumped(self.peers)}
+            self.file.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+def dumped(rows: Iterable[Measured]) -> list[dict[str, Any]]:
+    """Rows as they are kept: everything measured, and the figures."""
+    return [
+        {
+            "row": measured.row.id, "title": measured.row.title, "left_out": measured.left_out,
+            "failed": measured.failed,
+            "figures": [
+                {"title": figure.title, "limit": figure.limit, "ratio": measured.spread(figure)}
+                for figure in measured.row.figures if measured.turns
+            ],
+            "turns": measured.turns,
+        }
+        for measured in rows
+    ]  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------- the verdict
@@ -595,9 +665,14 @@ def short(measured: Measured) -> list[str]:
     return found
 
 
+def findings(rows: Iterable[Measured], check: bool) -> list[str]:
+    """What is to be told of the rows; with `check` also what falls short."""
+    return [sentence for row in rows for sentence in (*wrong(row), *(short(row) if check else ()))]
+
+
 def status(rows: Iterable[Measured], check: bool) -> int:
     """The exit status."""
-    return int(any(wrong(row) or (check and short(row)) for row in rows))
+    return int(bool(findings(rows, check)))
 
 
 # ------------------------------------------------------------------------------------------------------------- to print
@@ -626,7 +701,7 @@ def table(rows: Sequence[Measured]) -> list[list[str]]:
             line.append(told(measured.spread(figure)) if figure else "")
             line.append(f"{figure.limit:.2f}" if figure and figure.limit is not None else "")
             if figure and not figure.less and measured.row.build:
-                whole.append(f"{measured.spread(figure, 'process')[0]:.2f}")
+                whole.append(f"{measured.spread(figure, start_up=True)[0]:.2f}")
         ends = [turn["default"]["after_the_loop"] for turn in measured.turns if "default" in turn]
         lines.append([*line, f"{statistics.median(ends) * 1e3:,.0f} ms" if ends else "", " / ".join(whole)])
     return lines
@@ -636,6 +711,10 @@ def told(spread: tuple[float, float, float]) -> str:
     middle, lower, upper = spread
     digits = 3 if abs(middle) < 0.1 else 2
     return f"{middle:.{digits}f} ({lower:.{digits}f} to {upper:.{digits}f})"
+
+
+def counted(word: str, number: int) -> str:
+    return f"{number} {word}{'s' * (number != 1)}"
 
 
 def drawn(lines: Sequence[Sequence[str]], markdown: bool) -> str:
@@ -667,6 +746,32 @@ def peers_table(rows: Sequence[Measured], titles: Mapping[str, str], absent: Ite
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    asked = parsed(arguments)
+    if asked.one:
+        print(json.dumps(one(asked.one, asked.row, asked.epochs, asked.threads)), flush=True)
+        return 0
+    report = Report(asked.pairs, asked.epochs, asked.threads, asked.clock, asked.json and asked.json.resolve())
+    about = report.about = {**child(asked.threads, "--one", "about"), "load": load()}
+    told_of = f"torch {about['torch']}, Python {about['python']}, {about['cpu']}"
+    print(f"{told_of}, {counted('thread', asked.threads)}, {counted('turn', asked.pairs)}, {asked.clock} clock")
+    if about["load"] is not None and about["load"] > BUSY:
+        print(f"others are at work on this machine (load {about['load']:.1f}): what it measures decides nothing")
+    for row in () if asked.peers_only else chosen(asked):
+        report.run(row)
+    if report.rows:
+        print(f"\n{drawn(table(report.rows), asked.markdown)}\n")
+    if asked.peers or asked.peers_only:
+        print_peers(report, asked)
+    for measured in report.rows:
+        if measured.left_out:
+            print(f"row {measured.row.id} was left out: {measured.left_out}")
+    for sentence in (*findings(report.peers, False), *findings(report.rows, asked.check)):
+        print(sentence)
+    report.write()
+    return status(report.rows, asked.check)
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     names = [row.id for row in (*ROWS, *MATH)]
     parser.add_argument("--rows", nargs="+", metavar="ID", choices=names, help="these alone: " + " ".join(names))
@@ -678,41 +783,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--math", action="store_true", help='add rows with fast="math", where bits are not compared')
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured, with versions")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
+    parser.add_argument("--threads", type=int, default=THREADS, help="of torch in each process (%(default)s)")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="what is compared (%(default)s)")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # a process that measures; with --row
     parser.add_argument("--row", choices=names, help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
-    if asked.one:
-        print(json.dumps(one(asked.one, asked.row, asked.epochs)), flush=True)
-        return 0
-    if asked.pairs < 1 or (asked.epochs is not None and asked.epochs < 1):
-        parser.error("--pairs and --epochs are whole numbers from 1 up")
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    about = {**child("--one", "about"), "load": load}
-    del about["process"]
-    print(f"torch {about['torch']}, Python {about['python']}, {about['cpu']}, {THREADS} threads, {asked.pairs} turns")
-    if load is not None and load > 0.5:
-        print(f"others are at work on this machine (load {load:.1f}): its figures are not to be trusted")
-    rows = [] if asked.peers_only else [run(row, asked.pairs, asked.epochs, about) for row in chosen(asked)]
-    if rows:
-        print(f"\n{drawn(table(rows), asked.markdown)}\n")
-    peers_rows = print_peers(asked, about) if asked.peers or asked.peers_only else []
-    for measured in rows:
-        if measured.left_out:
-            print(f"row {measured.row.id} was left out: {measured.left_out}")
-        for sentence in (*wrong(measured), *(short(measured) if asked.check else ())):
-            print(sentence)
-    if asked.json:
-        kept = {"about": about, "pairs": asked.pairs, "rows": dumped(rows), "peers": dumped(peers_rows)}
-        asked.json.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    return status(rows, asked.check)
+    if min(asked.pairs, asked.threads, 1 if asked.epochs is None else asked.epochs) < 1:
+        parser.error("--pairs, --epochs and --threads are whole numbers from 1 up")
+    if asked.clock == "cpu" and (os.name == "nt" or any("math" in row.id for row in chosen(asked))):
+        parser.error("--clock cpu is neither for Windows, which does not tell it, nor for rows of --math")
+    return asked
 
 
-def one(variant: str, row_id: str | None, epochs: int | None) -> dict[str, Any]:
+def one(variant: str, row_id: str | None, epochs: int | None, threads: int) -> dict[str, Any]:
     """What a process of its own prints."""
     if variant == "about":
         return about_here()
     row = next(row for row in (*ROWS, *MATH) if row.id == row_id)
-    return measured_here(row, variant, epochs or row.epochs)
+    return measured_here(row, variant, epochs or row.epochs, threads)
+
+
+def load() -> float | None:
+    """How many processes want the processor; None where the system does not tell."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def chosen(asked: argparse.Namespace) -> list[Workload]:
@@ -720,51 +813,19 @@ def chosen(asked: argparse.Namespace) -> list[Workload]:
     return [row for row in (*ROWS, *MATH) if row.id in asked.rows] if asked.rows else rows
 
 
-def run(row: Workload, pairs: int, epochs: int | None, about: Mapping[str, Any]) -> Measured:
-    """A row, where it can be measured here."""
-    if row.device == "cuda" and not about["gpu"]:
-        return Measured(row, left_out="there is no GPU")
-    if row.needs_mnist and mnist_root() is None:
-        return Measured(row, left_out="MNIST is not there; FRAMEWORK_DATA names the folder in which it is looked for")
-    return take_turns(row, row.variants, pairs, epochs or row.epochs)
-
-
-def print_peers(asked: argparse.Namespace, about: dict[str, Any]) -> list[Measured]:
+def print_peers(report: Report, asked: argparse.Namespace) -> None:
     """Measure other projects and print their table; those that are not installed are named in it."""
     import peers
 
     there = {name: peer for name, peer in peers.PEERS.items() if importlib.util.find_spec(peer.module)}
-    about["versions"] = {peer.package: importlib.metadata.version(peer.package) for peer in there.values()}
+    versions = {peer.package: importlib.metadata.version(peer.package) for peer in there.values()}
+    report.about["versions"] = versions
     titles = {"raw": "the plain loop", "ours": f"framework, {NO_PLUGINS}", "default": f"framework, {DEFAULT_PLUGINS}"}
-    titles |= {name: f"{peer.title} ({about['versions'][peer.package]})" for name, peer in there.items()}
-    rows = []
-    for row in (next(row for row in ROWS if row.id == name) for name in PEERS_EPOCHS):
-        epochs = asked.epochs or PEERS_EPOCHS[row.id]
-        title = f"{row.title.rpartition(', ')[0]}, {epochs} epoch{'s' * (epochs > 1)}"
-        titled = replace(row, title=title, figures=(Figure(NO_PLUGINS, "raw"),), same_bits=False)
-        rows.append(take_turns(titled, list(titles), asked.pairs, epochs))
+    titles |= {name: f"{peer.title} ({versions[peer.package]})" for name, peer in there.items()}
+    rows = [row for row in ROWS if row.id in PEERS_EPOCHS and row.id in (asked.rows or PEERS_EPOCHS)]
+    report.run_peers(rows, list(titles))
     absent = [peer.title for name, peer in peers.PEERS.items() if name not in there]
-    print(f"\n{drawn(peers_table(rows, titles, absent), asked.markdown)}\n")
-    for measured in rows:
-        for sentence in wrong(measured):
-            print(sentence)
-    return rows
-
-
-def dumped(rows: Iterable[Measured]) -> list[dict[str, Any]]:
-    """Rows as they are kept: everything measured, and the figures."""
-    return [
-        {
-            "row": measured.row.id, "title": measured.row.title, "left_out": measured.left_out,
-            "failed": measured.failed,
-            "figures": [
-                {"title": figure.title, "limit": figure.limit, "ratio": measured.spread(figure)}
-                for figure in measured.row.figures if measured.turns
-            ],
-            "turns": measured.turns,
-        }
-        for measured in rows
-    ]  # fmt: skip
+    print(f"\n{drawn(peers_table(report.peers, titles, absent), asked.markdown)}\n")
 
 
 if __name__ == "__main__":

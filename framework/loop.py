@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -73,10 +74,11 @@ def run(trainer: Trainer) -> None:
 
 def train(trainer: Trainer, loader: Iterable[Any]) -> Mapping[str, float] | None:
     """One pass over train; its figures, or None where a stop was honoured before its end."""
-    hooks, model, step = trainer.plugins.frozen("train"), trainer.prepared, trainer.engine.step(trainer)
+    hooks, model = trainer.plugins.frozen("train"), trainer.prepared
     mean, first = Mean(trainer.device, trainer.refusing("train")), trainer.step
     set_mode(model, True)
     hooks.on_split_start(trainer, "train")
+    step = trainer.engine.step(trainer)
     loss_of, later = _losses(trainer, "train", step)
     pairs = not (hooks.forward or hooks.compute_loss)
     fetched = windows(trainer.engine.batches(trainer, "train", loader, pairs), trainer.accumulate)
@@ -160,7 +162,7 @@ def _figures(
         total, count = trainer.sum(torch.tensor([total, count], dtype=torch.float64)).tolist()
     if not count:
         raise DataError(f"{split}: not a single batch came from {type(loader).__name__}")
-    metrics = SplitMetrics(taken, **{f"{split}_loss": total / count})
+    metrics = SplitMetrics(taken, **{sys.intern(f"{split}_loss"): total / count})  # one name for all the rows
     trainer.plugins.frozen(split).on_split_end(trainer, split, metrics)
     return metrics.data
 

@@ -22,8 +22,8 @@ def seed_everything(seed: int) -> None:
 def kept_random_states(*generators: torch.Generator) -> Iterator[None]:
     """Whatever is drawn inside leaves no trace outside: Python, NumPy, torch, every CUDA device, MPS, `generators`."""
     states = [generator.get_state() for generator in generators]
-    numpy = sys.modules.get("numpy")
-    python_state, numpy_state = random.getstate(), numpy.random.get_state() if numpy else None
+    numpy = sys.modules.get("numpy.random")  # importing it takes longer than many a fit
+    python_state, numpy_state = random.getstate(), numpy.get_state() if numpy else None
     cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     with torch.random.fork_rng(cuda):  # the CPU and these devices
@@ -34,6 +34,6 @@ def kept_random_states(*generators: torch.Generator) -> Iterator[None]:
                 generator.set_state(state)
             random.setstate(python_state)
             if numpy:
-                numpy.random.set_state(numpy_state)
+                numpy.set_state(numpy_state)
             if mps_state is not None:
                 torch.mps.set_rng_state(mps_state)

@@ -53,7 +53,8 @@ class Engine:
     def start(self, trainer: Trainer) -> None:
         """Everything is on its device: choose, and switch on what stays on for the fit."""
         for split, loader in trainer.loaders.items():
-            self._source(trainer, split, loader)
+            if type(loader) is not Whole:
+                self._source(trainer, split, loader)
         if self.fast == "math":
             self._math = FastMath(trainer.prepared, trainer.optimizer, trainer.device, self._undo)
         if self.fast != "plain":

@@ -238,8 +238,8 @@ class Graphs:
         except BaseException as error:
             _write(state, after)
             self._give_up(_line(error))
-            if not isinstance(error.__context__ or error, Exception):  # Ctrl-C
-                raise
+            if not isinstance(cause := error.__context__ or error, Exception):
+                raise cause from None  # Ctrl-C, under the error of a capture that it ended
             return plain
         self._recorded[key] = static, replay, made
         rest = "and update" if self._whole else f"; {type(self._optimizer).__name__} updates by itself"

@@ -103,9 +103,9 @@ class InMemory:
             if isinstance(found, str):
                 return found
             if found is None:
-                kind = "an IterableDataset" if isinstance(dataset, data.IterableDataset) else "not a TensorDataset"
-                hint = " (cache=True keeps it in memory, if each sample is always the same)" if kind[0] == "n" else ""
-                return f"the data set is a {type(dataset).__name__}, {kind}{hint}"
+                stream = isinstance(dataset, data.IterableDataset)
+                hint = ", an IterableDataset" if stream else "; cache=True would keep its samples"
+                return f"the data set is a {type(dataset).__name__}{hint}"
             columns = found
         elif dataset.tensors is not columns or not _as_before(columns, self._length):
             columns = tuple(dataset.tensors)
@@ -283,9 +283,14 @@ def _disturbed() -> str:
 def _as_before(columns: tuple[Any, ...], size: int) -> bool:
     """Whether tensors that were fit still are, by all that a method of theirs can change."""
     for column in columns:
-        if column.requires_grad or not column.is_contiguous() or not column.dim() or column.shape[0] != size:
+        if column.requires_grad or not _in_order(column) or not column.dim() or column.shape[0] != size:
             return False
     return True
+
+
+def _in_order(tensor: Tensor) -> bool:
+    """Whether stacked rows lie in memory as index_select lays them: of more dimensions some keep a layout of theirs."""
+    return tensor.dim() <= 2 or tensor.is_contiguous()
 
 
 def _unfit(tensor: Any, other: Any, device: torch.device) -> str:
@@ -294,7 +299,7 @@ def _unfit(tensor: Any, other: Any, device: torch.device) -> str:
         return f"is a {type(tensor).__name__}"
     if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
         return "is sparse, nested or quantized"
-    if not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
+    if not _in_order(tensor) or tensor.is_conj() or tensor.is_neg():
         return "is not contiguous"
     if tensor.requires_grad:
         return "requires a gradient"
@@ -333,11 +338,12 @@ def _fetched(loader: Any, rows: list[Any]) -> Any:
 
 def _states(loader: Any) -> list[Any]:
     """The states of all generators that are known of."""
-    numpy = sys.modules.get("numpy")
+    numbers = sys.modules.get("numpy.random")  # importing it takes longer than many a fit
     states = [generator.get_state() for generator in (torch.default_generator, *generators(loader))]
     states += torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    known = str(numpy.random.get_state(legacy=False)) if numpy else ""
-    return [random.getstate(), known, *(state.numpy().tobytes() for state in states)]
+    known = numbers.get_state(legacy=False)["state"].values() if numbers else ()
+    plain = [value.tobytes() if hasattr(value, "tobytes") else value for value in known]
+    return [random.getstate(), plain, *(state.numpy().tobytes() for state in states)]
 
 
 def _equal(real: Any, ours: Any) -> bool:

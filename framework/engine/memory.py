@@ -17,6 +17,7 @@ from typing import Any
 
 FIRST, IN_A_ROW = 8, 3  # of so many steps, so many must have mapped much; the first one does, for what stays
 MUCH = 8 << 20  # bytes of fresh pages in a step; 20 MB are a third of the time of a small convolutional network
+HUGE = 2 << 20  # bytes of a huge page
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # numbers of mallopt(3)
 
 
@@ -41,12 +42,12 @@ class LargeBlocks:
         return steps if self._seen >= FIRST else self._watching(steps)
 
     def _watching(self, steps: Iterator[Any]) -> Iterator[Any]:
-        much = MUCH // _page()
         for step in itertools.islice(steps, FIRST - self._seen):
             before = _usage().ru_minflt
             yield step
             self._seen += 1
-            self._in_a_row = self._in_a_row + 1 if _usage().ru_minflt - before > much else 0
+            faults = _usage().ru_minflt - before
+            self._in_a_row = self._in_a_row + 1 if faults > MUCH // HUGE and faults > MUCH // _page() else 0
             if self._in_a_row == IN_A_ROW:
                 self._seen, self.kept = FIRST, _may_keep() and _set((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1))
                 break
@@ -72,7 +73,7 @@ def _page() -> int:
     """The bytes that come with a fault: a huge page, where the system gives those without being asked."""
     with contextlib.suppress(OSError):
         if "[always]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text("ascii"):
-            return 2 << 20
+            return HUGE
     return os.sysconf("SC_PAGE_SIZE")
 
 

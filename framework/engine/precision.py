@@ -10,9 +10,6 @@ from torch import Tensor, nn, optim
 
 from framework.device import apply
 
-_FUSED = optim.SGD, optim.Adam, optim.AdamW, optim.Adagrad
-_CHOSEN = "fused", "foreach", "capturable", "differentiable"  # what a user may have chosen instead
-
 
 class FastMath:
     """What is called in place of the model, and gives what that gives, in the same dtypes.
@@ -53,12 +50,13 @@ class FastMath:
 
 
 def _lay_out(model: nn.Module, optimizer: optim.Optimizer, undo: ExitStack) -> list[str]:
-    """Weights of convolutions in channels_last, with what the optimizer keeps of them: fused steps need them alike."""
+    """Weights of convolutions in channels_last, with what goes with them: a fused step needs all of it alike."""
     weights = [p for p in model.parameters() if p.dim() == 4 and p.is_contiguous() and p.stride(1) != 1]
 
     def lay_out(memory_format: torch.memory_format) -> None:
         for weight in weights:
             weight.data = weight.data.contiguous(memory_format=memory_format)
+            weight.grad = None if weight.grad is None else weight.grad.contiguous(memory_format=memory_format)
             for key, value in optimizer.state.get(weight, {}).items():
                 if isinstance(value, Tensor) and value.dim() == 4:
                     optimizer.state[weight][key] = value.contiguous(memory_format=memory_format)
@@ -72,7 +70,8 @@ def _fuse(model: nn.Module, optimizer: optim.Optimizer, undo: ExitStack) -> list
     """The steps of an optimizer as one kernel each, where torch has it, and where nobody has asked for another kind."""
     groups, sparse = optimizer.param_groups, any(getattr(module, "sparse", False) for module in model.modules())
     numbers = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for g in groups for p in g["params"])
-    if type(optimizer) not in _FUSED or sparse or not numbers or any(g.get(name) for g in groups for name in _CHOSEN):
+    chosen = any(g.get(name) for g in groups for name in ("fused", "foreach", "capturable", "differentiable"))
+    if type(optimizer) not in (optim.SGD, optim.Adam, optim.AdamW, optim.Adagrad) or sparse or chosen or not numbers:
         return []
 
     def fuse(groups: list[dict[str, Any]], fused: list[bool | None]) -> None:

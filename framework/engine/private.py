@@ -33,17 +33,18 @@ def version(tensor: Tensor) -> int:
 
 def collates_plainly(collate: Any) -> bool:
     """Whether `collate` is torch's default_collate, and nobody has taught that to stack in another way."""
-    module = sys.modules.get(default_collate.__module__)
-    known = getattr(module, "default_collate_fn_map", None)
-    return (
-        collate is default_collate
-        and known is not None
-        and all(
-            getattr(known.get(kind), "__name__", "") == f"collate_{kind.__name__.lower()}_fn"
-            and getattr(known.get(kind), "__module__", "") == default_collate.__module__
-            for kind in (Tensor, int, float)
-        )
-    )
+    return collate is default_collate and _collate_map() == _collate_plain
+
+
+def _collate_map() -> list[Any]:
+    known = getattr(sys.modules.get(default_collate.__module__), "default_collate_fn_map", {})
+    return [known.get(Tensor), known.get(int), known.get(float)]
+
+
+_collate_plain = [  # as torch has them, whoever has changed them before this is imported
+    getattr(sys.modules.get(default_collate.__module__), f"collate_{name}_fn", "unknown")
+    for name in ("tensor", "int", "float")
+]
 
 
 def backward() -> Callable[[Tensor], None]:

@@ -38,8 +38,10 @@ class Console:
         self._digits = len(str(trainer.epochs - 1))
         self._every = _spacing(trainer.epochs, self.rows)
         self._columns, self._pending, self._started = [], None, time.monotonic()
+        ways = trainer.engine.told()  # from memory, or why not
         for split, loader in trainer.loaders.items():
-            _say(f"{split if split != 'train' else 'data':<10}{_described(loader)}")
+            way = f", {ways.pop(split)}" if split in ways else ""
+            _say(f"{split if split != 'train' else 'data':<10}{_described(loader)}{way}")
         _say(f"model     {described(trainer.model)}")
         _say(f"device    {trainer.device}")
         _say(f"plugins   {', '.join(name for name in trainer.plugins if not name.startswith('_'))}")
@@ -50,9 +52,12 @@ class Console:
             self._print_pending()
 
     @hookimpl(wrapper=True)
-    def on_fit_end(self, result: Result) -> Iterator[None]:
+    def on_fit_end(self, trainer: Trainer, result: Result) -> Iterator[None]:
         self._print_pending()
         yield  # what others print at the end, such as the recipe, stands between the table and the result
+        ways = trainer.engine.told()
+        for name in [name for name in ways if name not in trainer.loaders and name != "test"]:
+            _say(f"{name:<10}{ways[name]}")  # known only now: what was recorded, what could not be compiled
         amount = f"{_plural(result.epochs, 'epoch')}, {_plural(result.steps, 'step')}, {result.seconds:.1f} s"
         _say(f"stopped   {result.stop_reason}; {amount}" if result.stop_reason else f"stopped   after {amount}")
         if result.history:
@@ -117,7 +122,7 @@ def _described(loader: Any) -> str:
         batches = len(loader)
         samples = loader.samples if data_set is None else len(data_set)
     except (TypeError, AttributeError):
-        return type(loader).__name__
+        return f"{type(loader if data_set is None else data_set).__name__} of unknown length"
     if data_set is None:
         return f"{_plural(samples, 'sample')}, all in one batch"
     size = getattr(loader, "batch_size", None)

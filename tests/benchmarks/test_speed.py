@@ -65,7 +65,7 @@ def test_the_ratio_is_the_median_of_the_ratios_of_the_pairs(speed):
     whole = 1.3 / 2.0, 5.0 / 11.0, 1.7 / 3.0
 
     assert row.spread(row.row.figures[0]) == pytest.approx((0.35, 0.325, 0.375))
-    assert row.spread(row.row.figures[0], "process")[0] == pytest.approx(sorted(whole)[1])
+    assert row.spread(row.row.figures[0], start_up=True)[0] == pytest.approx(sorted(whole)[1])
     assert row.microseconds() == 2000.0
 
 
@@ -126,10 +126,12 @@ def test_a_variant_that_failed_fails_it_with_the_reason(speed):
 
 
 def test_a_row_that_was_left_out_falls_short_of_nothing(speed):
-    row = speed.run(next(row for row in speed.ROWS if row.id == "gpu-1"), 1, None, {"gpu": None})
+    report = speed.Report(about={"gpu": None})
 
-    assert row.left_out == "there is no GPU"
-    assert speed.status([row], check=True) == 0
+    report.run(next(row for row in speed.ROWS if row.id == "gpu-1"))
+
+    assert [row.left_out for row in report.rows] == ["there is no GPU"]
+    assert speed.status(report.rows, check=True) == 0
 
 
 def test_the_table_has_a_line_a_row_as_text_and_as_markdown(speed):
@@ -186,7 +188,7 @@ def test_a_process_tells_what_it_measured(children):
 
 def test_a_process_that_fails_is_told_with_its_last_line(speed):
     with pytest.raises(speed.ChildError, match=r"exit status 1: ZeroDivisionError: division by zero"):
-        speed.clocked([sys.executable, "-c", "1 / 0"])
+        speed.clocked([sys.executable, "-c", "1 / 0"], threads=1)
 
 
 def test_the_bits_are_of_parameters_losses_and_random_numbers(speed):
@@ -209,4 +211,28 @@ def test_the_bits_are_of_parameters_losses_and_random_numbers(speed):
 def test_the_bare_script_is_the_recipe_by_hand(speed):
     row = next(row for row in speed.ROWS if row.id == "start")
 
-    assert speed.measure(row, "bare", 3)["bits"] == speed.measure(row, "run", 3)["bits"]
+    bare, run = (speed.measure(row, variant, epochs=3, threads=1) for variant in ("bare", "run"))
+
+    assert bare["bits"] == run["bits"]
+    assert 0.0 < run["cpu_seconds"] == run["process_cpu"]
+
+
+def test_what_was_measured_is_written_with_the_figures(speed, tmp_path):
+    row = measured(speed, "1", turn(1.0, ours=0.3, default=0.4))
+    report = speed.Report(pairs=1, file=tmp_path / "speed.json", about={"torch": "2"}, rows=[row])
+
+    report.write()
+
+    kept = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
+    assert (kept["about"], kept["pairs"], kept["threads"], kept["clock"]) == ({"torch": "2"}, 1, 2, "wall")
+    assert kept["rows"][0]["figures"][0] == {"title": "no plugins", "limit": 0.38, "ratio": [0.3, 0.3, 0.3]}
+    assert kept["rows"][0]["turns"] == row.turns
+
+
+def test_the_time_of_the_processor_can_be_compared_in_its_place(speed):
+    row = measured(speed, "1", turn(1.0, ours=0.3, default=0.4))
+    row.clock = "cpu"
+    row.turns[0]["raw"]["cpu_seconds"], row.turns[0]["ours"]["cpu_seconds"] = 2.0, 0.5
+
+    assert row.spread(row.row.figures[0])[0] == 0.25
+    assert row.microseconds() == 2000.0

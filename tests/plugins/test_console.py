@@ -69,8 +69,8 @@ def test_the_whole_of_a_short_run(told: Any, clock: Any) -> None:
     clock(console)
     lines = told(Console(), epochs=2, batch_size=2, shuffle=False, val=tiny_data(4))
     assert lines[:7] == [
-        "data      5 samples in 3 batches of 2",
-        "val       4 samples in 2 batches of 2",
+        "data      5 samples in 3 batches of 2, from memory",
+        "val       4 samples in 2 batches of 2, from memory",
         "model     Linear, 4 parameters in 1 layer (0 hidden)",
         "device    cpu",
         "plugins   console",
@@ -181,12 +181,15 @@ class Stream(IterableDataset[Any]):
     [
         (tiny_data(), "5 samples, all in one batch"),
         (tiny_data(1), "1 sample, all in one batch"),
-        (DataLoader(TensorDataset(*tiny_data()), batch_size=8), "5 samples in 1 batch of 8"),
+        (DataLoader(TensorDataset(*tiny_data()), batch_size=8), "5 samples in 1 batch of 8, from memory"),
         (
             DataLoader(TensorDataset(*tiny_data()), batch_sampler=BatchSampler(SequentialSampler(range(5)), 2, False)),
-            "5 samples in 3 batches",
+            "5 samples in 3 batches, from memory",
         ),
-        (DataLoader(Stream(), batch_size=2), "DataLoader"),
+        (
+            DataLoader(Stream(), batch_size=2),
+            "Stream of unknown length, by torch's DataLoader: the data set is a Stream, an IterableDataset",
+        ),
     ],
 )
 def test_the_data_is_told_as_far_as_it_is_known(

@@ -157,7 +157,7 @@ def test_stdout_tells_the_run(lab, go) -> None:
     assert outcome.err == ""
     assert outcome.out.isascii()
     assert outcome.line("recipe") == "lab    A small lab."
-    assert outcome.line("data") == "6 samples in 3 batches of 2"
+    assert outcome.line("data") == "6 samples in 3 batches of 2, from memory"
     assert outcome.line("model") == "Linear, 4 parameters in 1 layer (0 hidden)"
     assert outcome.line("device") in ("cpu", "cuda:0", "mps")
     assert outcome.line("seed") == "3"

@@ -66,10 +66,11 @@ def settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
 
 
-def layout(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[int, ...]]:
-    """The strides of all that a fit changes."""
+def layout(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[bool]:
+    """How all that a fit changes lies in memory; the strides of a gradient may differ where a size is 1."""
     kept = [state[key] for state in optimizer.state.values() for key in sorted(state) if torch.is_tensor(state[key])]
-    return [tensor.stride() for tensor in (*model.parameters(), *kept)]
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return [tensor.is_contiguous() for tensor in (*model.parameters(), *gradients, *kept)]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -204,8 +204,7 @@ REFUSED = {
     "tensor": (lambda: changed(datasets.CIFAR10, data=lambda d: torch.tensor(d)), READ.format("CIFAR10")),
     "subclass": (
         lambda: made(Twice, 6, transforms.ToTensor()),
-        "the data set is a Twice, not a TensorDataset (cache=True keeps it in memory, if each sample is always the "
-        "same)",
+        "the data set is a Twice; cache=True would keep its samples",
     ),
 }
 
