@@ -132,11 +132,10 @@ def no_pair(batch: Any) -> str:
     return f"a batch must be a pair (x, y), this one is {got}; a plugin with forward and compute_loss can take others"
 
 
-def windows(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def windows(batches: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
     """Groups of `size` batches, each fetched before its first step; the last one may be shorter."""
     iterator = iter(batches)
-    while window := list(islice(iterator, size)):
-        yield window
+    return zip(iterator, strict=False) if size == 1 else iter(lambda: tuple(islice(iterator, size)), ())
 
 
 def count_samples(batch: Any) -> int:

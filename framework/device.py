@@ -75,7 +75,7 @@ def apply(function: Callable[[Any], Any], tree: Any, leaf: Callable[[Any], bool]
     if isinstance(tree, Tensor) or leaf(tree):
         return function(tree)
     if isinstance(tree, dict):
-        return {key: apply(function, value, leaf) for key, value in tree.items()}
+        return {k: v if type(v) in _PLAIN else apply(function, v, leaf) for k, v in tree.items()}
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*(apply(function, value, leaf) for value in tree))
     if isinstance(tree, (list, tuple)):

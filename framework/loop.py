@@ -84,7 +84,7 @@ def train(trainer: Trainer, loader: Iterable[Any]) -> Mapping[str, float] | None
     fetched = windows(trainer.engine.batches(trainer, "train", loader, pairs), trainer.accumulate)
     for window in fetched:
         step.clear()
-        counts = [trainer.count(batch) for batch in window]
+        counts = list(map(trainer.count, window))
         for index, batch in enumerate(window):
             output = None  # an error in forward is not to be explained with the output of the batch before
             trainer.samples, trainer.weight = counts[index], counts[index] / sum(counts)
@@ -148,8 +148,10 @@ def _losses(trainer: Trainer, split: str, step: Step) -> tuple[Callable[..., Ten
     """The loss of an output and a batch: for the first batch, which is looked at once a fit, and for later ones."""
     compute = trainer.plugins.frozen(split).compute_loss
     later = (lambda *given: compute(trainer, split, *given)) if compute else step.loss
-    looked_at, trainer.looked_at = trainer.looked_at, trainer.looked_at | {split}
-    return later if split in looked_at - {"test"} else functools.partial(checked, later), later
+    if split in trainer.looked_at and split != "test":
+        return later, later
+    trainer.looked_at.add(split)
+    return functools.partial(checked, later), later
 
 
 def _figures(

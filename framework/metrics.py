@@ -29,6 +29,8 @@ class Mean:
         refuse: called with the number of a batch whose loss is inf or nan, and the loss; None lets it pass
     """
 
+    __slots__ = "_lazy", "_pending", "_refuse", "batches", "count", "total"
+
     def __init__(self, device: torch.device, refuse: Callable[[int, float], None] | None = None) -> None:
         self.total = 0.0
         self.count = 0

@@ -85,8 +85,10 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.looked_at: set[str] = set()  # the splits of which a first batch was looked at for mistakes
         self._running = False
+        self.asked = False  # whether a stop or a save waits for the next step boundary
         self._stop: str | None = None
         self._saves: list[str] = []
+        self._later: list[Callable[[], None]] = []
 
     # ------------------------------------------------------------------------------------------------ public verbs
 
@@ -172,7 +174,7 @@ class Trainer:
 
     def stop(self, reason: str) -> None:
         """Ask to end the fit; honoured at the next step boundary. The first reason counts."""
-        self._stop = self._stop or str(reason)
+        self._stop, self.asked = self._stop or str(reason), True
 
     def save(self, label: str | Iterable[str] = "last", snapshot: Snapshot | None = None) -> None:
         """Ask for a checkpoint: at the next step boundary, or at once where no fit is in its loop.
@@ -192,13 +194,22 @@ class Trainer:
             raise UsageError(f"a label of a checkpoint is a word in small letters, got {label!r}")
         if self._running and snapshot is None:
             self._saves += [name for name in labels if name not in self._saves]
+            self.asked = True
         else:
             self._commit(labels, snapshot)
 
-    def snapshot(self) -> Snapshot:
-        """A copy of the present state: model, optimizer, counters, plugins. `save` takes it later."""
-        state = (self.model.state_dict(), self.optimizer.state_dict(), self.plugins.states())
-        return Snapshot(self.epoch, self.step, *(checkpoint.copy(part) for part in state))
+    def later(self, call: Callable[[], None]) -> None:
+        """Call it at the next step boundary: when every plugin has been told what the one that asks was told."""
+        self._later.append(call)
+        self.asked = True
+
+    def snapshot(self, over: Snapshot | None = None) -> Snapshot:
+        """A copy of the present state: model, optimizer, counters, plugins. `save` takes it later.
+
+        Args:
+            over: an earlier one that nobody needs any more; its memory is taken
+        """
+        return checkpoint.take(self.epoch, self.step, self.model, self.optimizer, self.plugins.states(), over)
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum of `value` over all processes; plugins sum before they divide."""
@@ -209,7 +220,8 @@ class Trainer:
     def _start(self, train: Any, val: Any, batch_size: int | None, shuffle: bool, drop_last: bool) -> None:
         hooks = self.plugins.frozen("train")
         self.epoch = self.step = 0
-        self._stop, self._saves, self.history, self.loaders, self.looked_at = None, [], [], {}, set()
+        self._stop, self._saves, self._later, self.asked = None, [], [], False
+        self.history, self.loaders, self.looked_at = [], {}, set()
         self.prepared = hooks.prepare_model(self, self.model)
         device.place(self.model, self.optimizer, self.device)
         self.loaders["train"] = hooks.make_loader(self, train, "train", batch_size, shuffle, drop_last)
@@ -223,17 +235,15 @@ class Trainer:
         self._running = True
         hooks.on_fit_start(self)
 
-    @property
-    def asked(self) -> bool:
-        """Whether a stop or a save waits for the next step boundary."""
-        return self._stop is not None or bool(self._saves)
-
     def honour(self) -> bool:
-        """At a step boundary: write what was asked for; True if the fit is to end."""
+        """At a step boundary: do what was asked for; True if the fit is to end."""
+        later, self._later = self._later, []
+        for call in later:
+            call()
         stop, saves, agree = self._stop, tuple(self._saves), self.plugins.frozen("train").agree
         if agree:
             stop, saves = agree(self, stop, saves)
-        self._stop, self._saves = stop, []
+        self._stop, self._saves, self.asked = stop, [], stop is not None
         if saves:
             self._commit(saves)
         return stop is not None

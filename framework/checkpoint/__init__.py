@@ -11,6 +11,6 @@ A `Snapshot` is the whole state in memory; the rest of the program knows only th
 """
 
 from framework.checkpoint.codec import decode, encode
-from framework.checkpoint.store import Snapshot, copy, find, read, restore_model, write
+from framework.checkpoint.store import Snapshot, copy, find, read, restore_model, take, write
 
-__all__ = ["Snapshot", "copy", "decode", "encode", "find", "read", "restore_model", "write"]
+__all__ = ["Snapshot", "copy", "decode", "encode", "find", "read", "restore_model", "take", "write"]

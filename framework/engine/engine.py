@@ -63,7 +63,7 @@ class Engine:
 
     def close(self) -> None:
         """The fit is over: whatever was switched on for it is switched off."""
-        self._math = self._graphs = None
+        self._math = self._graphs = self._eager = None
         self._undo.close()
 
     def step(self, trainer: Trainer) -> Step:
@@ -83,7 +83,7 @@ class Engine:
 
     def looking(self, trainer: Trainer) -> Step:
         """The calls of a step that only looks."""
-        return plain(trainer, self._math)
+        return self._eager or plain(trainer, self._math)
 
     def batches(self, trainer: Trainer, split: str, loader: Any, pairs: bool) -> Iterator[Any]:
         """Each batch of a pass on the device, a list as a tuple: the usual batch is `(x, y)`.

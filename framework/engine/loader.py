@@ -19,7 +19,7 @@ from torch.utils import data
 
 from framework.data import generators, length, on_device
 from framework.device import apply, leaves, move
-from framework.engine.private import collates_plainly, overridden, profiling, version
+from framework.engine.private import collates_plainly, overridden, profiling, undisturbed, version
 from framework.engine.vision import Images, columns_of
 from framework.errors import DataError
 from framework.seed import kept_random_states
@@ -65,7 +65,11 @@ class InMemory:
         self._copies: list[tuple[Any, Any, Any]] = []  # columns, their marks, and their copies on the device
         with torch.inference_mode(False):  # else a pass outside of that mode could not draw into it
             self._draw = torch.empty((), dtype=torch.int64, device="cpu")
+            self._draws = torch.empty(2, dtype=torch.int64, device="cpu")
         self._generator = torch.Generator()
+        self._usual: Any = (
+            None  # what the last pass was made of, if it was one of the usual kind, and what it relied on
+        )
 
     @property
     def pairs(self) -> bool:
@@ -75,15 +79,53 @@ class InMemory:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
+        if self._usual is not None and self._as_it_was():
+            return self._usual_pass()
         loader, self.why = self.loader, self.read()
         if self.why:
             return on_device(iter(loader), self.device)  # begins now, not when the first batch is asked for
         columns = self._placed()
         order = None if self._is_plain() else iter(loader.batch_sampler)
+        self._remember(order is None)
         self._draw.random_(generator=loader.generator)  # torch's seed for workers, which it draws without workers too
         if order is None:
             return self._gathered(columns, self._cut(columns[0].device))
         return self._given(columns, order)
+
+    def _remember(self, plain: bool) -> None:
+        """A pass over two tensors on the CPU, shuffled by torch's own draws, is made the short way from now on."""
+        batches, size, pieces = self.loader.batch_sampler, self._size, None
+        fit = plain and self.pairs and not any(type(column) is Images for column in self._columns)
+        short = fit and self.device.type == "cpu" and self._rows is None and size <= SPAN * batches.batch_size
+        self._usual = None
+        if short and self.loader.generator is None and getattr(batches.sampler, "generator", None) is None:
+            if type(batches.sampler) is data.SequentialSampler:
+                pieces = torch.arange(size).split(batches.batch_size)
+            owners = self.loader, batches, batches.sampler, self.loader.dataset
+            self._usual = list(map(vars, owners)), [dict(vars(owner)) for owner in owners], pieces
+
+    def _as_it_was(self) -> bool:
+        """Whether all that the last pass relied on is still there."""
+        now, then, _ = self._usual
+        try:
+            same = now == then
+        except RuntimeError:  # tensors that are others cannot be compared as one
+            return False
+        return same and undisturbed() and _as_before(self._columns, self._size)
+
+    def _usual_pass(self) -> Iterator[Any]:
+        """The draws are those of `_cut`: the seed for workers and that of the order are next to each other."""
+        (x, y), batches, pieces = self._columns, self.loader.batch_sampler, self._usual[2]
+        if pieces is None:
+            _, seed = self._draws.random_().tolist()
+            order = torch.randperm(self._size, generator=self._generator.manual_seed(seed))
+            pieces = order.unsafe_split(batches.batch_size) if self._size > batches.batch_size else (order,)
+        else:
+            self._draw.random_()
+        if batches.drop_last and self._size % batches.batch_size:
+            pieces = pieces[:-1]
+        for index in pieces:
+            yield x.index_select(0, index), y.index_select(0, index)
 
     def read(self) -> str:
         """Look at the loader and its data as they are now. Why the next pass cannot be made from memory, or nothing."""
@@ -283,7 +325,7 @@ def _disturbed() -> str:
 def _as_before(columns: tuple[Any, ...], size: int) -> bool:
     """Whether tensors that were fit still are, by all that a method of theirs can change."""
     for column in columns:
-        if column.requires_grad or not _in_order(column) or not column.dim() or column.shape[0] != size:
+        if column.requires_grad or not _in_order(column) or not column.dim() or column.size(0) != size:
             return False
     return True
 

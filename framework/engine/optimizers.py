@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
+from operator import is_
 from typing import Any
 
 import torch
@@ -19,7 +20,6 @@ LARGEST = 2**20  # numbers; above it the work around the operations is nothing, 
 TRIALS = 2
 Taken = Iterable[tuple[Tensor, Tensor, dict[str, Any]]]  # parameter, gradient, and what the optimizer keeps of it
 _WIDE = torch.float32, torch.float64  # those in which torch does not compute more exactly than it stores
-_SWITCHES = "foreach", "fused", "maximize", "amsgrad", "capturable"
 
 
 def _sgd(taken: Taken, group: dict[str, Any]) -> None:
@@ -82,13 +82,13 @@ def flat(optimizer: torch.optim.Optimizer, bare: Step) -> Callable[[], Any]:
     small = sum(map(torch.numel, parameters)) <= LARGEST and len({parameter.dtype for parameter in parameters}) == 1
     if rule is None or not small or not all(map(_plain, parameters)):
         return functools.partial(bare, optimizer)
-    trials, kind = TRIALS, parameters[0].dtype
+    trials, members = TRIALS, [list(group["params"]) for group in optimizer.param_groups]
 
     def step() -> None:
         nonlocal trials
         found: list[tuple[Any, dict[str, Any]]] = []
-        for group in optimizer.param_groups if trials >= 0 else ():
-            taken = _taken(optimizer, group, kind)
+        for index, group in enumerate(optimizer.param_groups if trials >= 0 else ()):
+            taken = _taken(optimizer, group, members[index] if index < len(members) else [])
             if taken is None:
                 found = []
                 break
@@ -110,17 +110,22 @@ def flat(optimizer: torch.optim.Optimizer, bare: Step) -> Callable[[], Any]:
     return step
 
 
-def _taken(optimizer: torch.optim.Optimizer, group: dict[str, Any], kind: torch.dtype) -> list[Any] | None:
+def _taken(optimizer: torch.optim.Optimizer, group: dict[str, Any], members: list[Tensor]) -> list[Any] | None:
     """What a step of a group works on; None where it is one for torch itself."""
-    if any(map(group.get, _SWITCHES)) or type(group["lr"]) is not float:
+    switches = (
+        group["foreach"] or group["fused"] or group["maximize"] or group.get("amsgrad") or group.get("capturable")
+    )
+    if switches or type(group["lr"]) is not float:
         return None
+    if len(members) != len(group["params"]) or not all(map(is_, members, group["params"])):
+        return None  # others than those that were found to be plain
     keeps = "betas" in group or group["momentum"]  # reading the state of SGD without momentum would create one
     taken: list[Any] = []
     for parameter in group["params"]:
         gradient = parameter.grad
         if gradient is not None:
             state = optimizer.state[parameter] if keeps else {}
-            if (keeps and not state) or gradient.is_sparse or gradient.dtype is not kind or not gradient.is_cpu:
+            if (keeps and not state) or gradient.is_sparse:
                 return None
             taken.append((parameter, gradient, state))
     return taken

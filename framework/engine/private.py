@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import default_collate
 
 Step = Callable[[torch.optim.Optimizer], Any]
@@ -47,6 +48,66 @@ _collate_plain = [  # as torch has them, whoever has changed them before this is
 ]
 
 
+def calling(module: Any, inside: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """`module(...)` without the two calls around its forward that are there for hooks, as long as there are none.
+
+    Args:
+        inside: what gives the same as its forward
+    """
+    everywhere: Any = sys.modules["torch.nn.modules.module"]
+    kinds = "forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks"
+    known = [getattr(everywhere, f"_global_{kind}", None) for kind in kinds]
+    if type(module).__call__ is not nn.Module.__call__ or None in known:
+        return module  # type: ignore[no-any-return]
+    own, (all_after, all_before, all_back, all_back_before) = vars(module), known
+
+    def call(*values: Any) -> Any:
+        if (
+            own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
+            or all_after or all_before or all_back or all_back_before or "_compiled_call_impl" in own
+        ):  # fmt: skip
+            return module(*values)
+        return inside(*values) if inside else module.forward(*values)
+
+    return call
+
+
+class _Defaults:
+    """The settings of a loss that is a function."""
+
+    reduction, weight, ignore_index, label_smoothing = "mean", None, -100, 0.0
+
+
+def loss_of(loss: Any) -> Callable[[Any, Any], Any]:
+    """`loss(output, target)`; mean squared error and cross entropy without what torch does around their kernels."""
+    kernels, modes = getattr(torch._C, "_nn", None), _functions or (lambda: 1)
+    numbers = {"none": 0, "mean": 1, "sum": 2}
+    settings: Any = loss if isinstance(loss, nn.Module) else _Defaults
+    usual = loss.forward if isinstance(loss, nn.Module) else loss
+
+    def mean_squared_error(output: Any, target: Any) -> Any:
+        if type(output) is type(target) is Tensor and output.shape == target.shape and not modes():
+            return kernel(output, target, numbers[settings.reduction])
+        return usual(output, target)
+
+    def cross_entropy(output: Any, target: Any) -> Any:
+        if type(output) is type(target) is Tensor and not modes():
+            how = settings.weight, numbers[settings.reduction], settings.ignore_index, settings.label_smoothing
+            return kernel(output, target, *how)
+        return usual(output, target)
+
+    for function, kind, name, mine in (
+        (functional.mse_loss, nn.MSELoss, "mse_loss", mean_squared_error),
+        (functional.cross_entropy, nn.CrossEntropyLoss, "cross_entropy_loss", cross_entropy),
+    ):
+        kernel: Any = getattr(kernels, name, None)
+        if kernel and loss is function:
+            return mine
+        if kernel and type(loss) is kind and "forward" not in vars(loss):
+            return calling(loss, mine)
+    return calling(loss)
+
+
 def backward() -> Callable[[Tensor], None]:
     """`loss.backward()`, for a plain number on the CPU without looking at its arguments anew each step.
 
@@ -62,7 +123,7 @@ def backward() -> Callable[[Tensor], None]:
 
     def backward(loss: Tensor) -> None:
         one = ones.get(loss.dtype)
-        if one is None or type(loss) is not Tensor or loss.dim() or loss.device.type != "cpu":
+        if one is None or type(loss) is not Tensor or loss.dim() or not loss.is_cpu:
             loss.backward()
             return
         if one._version != untouched:
@@ -88,7 +149,7 @@ def foreach(name: str) -> Callable[..., Any]:
     """An operation in place on a list of tensors, one after another: torch's own, or the loop that it stands for."""
 
     def each(tensors: Any, *others: Any) -> None:
-        value = "value" if name.startswith("addc") else "weight" if name == "lerp" else "other"
+        value = {"lerp": "weight"}.get(name, "value" if name.startswith("addc") else "other")
         for index, tensor in enumerate(tensors):
             *lists, last = [other[index] if isinstance(other, (list, tuple)) else other for other in others]
             getattr(tensor, f"{name}_")(*lists, **{value: last})
@@ -183,6 +244,23 @@ def _until_compiling(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def copy_over(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """The numbers of each source into its target, without a gradient."""
+    enabled = torch.is_grad_enabled()
+    torch._C._set_grad_enabled(False)
+    try:
+        foreach("copy")(targets, sources)
+    finally:
+        torch._C._set_grad_enabled(enabled)
+
+
+def hooks_of_state_dict(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the state_dict of an optimizer is another one than torch's, or something has been put around it."""
+    own, usual = vars(optimizer), type(optimizer).state_dict is torch.optim.Optimizer.state_dict
+    kinds = "_optimizer_state_dict_pre_hooks", "_optimizer_state_dict_post_hooks"
+    return not usual or "state_dict" in own or any(own.get(kind, True) for kind in kinds)
+
+
 def hooked(module: nn.Module) -> bool:
     """Whether anything of the user's runs around this module or the gradients of its own parameters."""
     everywhere, own = sys.modules["torch.nn.modules.module"], vars(module)
@@ -221,8 +299,15 @@ def abandon(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> Non
             tidy()
 
 
+_functions = getattr(torch._C, "_len_torch_function_stack", None)
+_dispatches = getattr(torch._C, "_len_torch_dispatch_stack", None)
+
+
 def overridden() -> bool:
     """Whether something stands between torch and who calls it, such as torch.set_default_device or a FakeTensorMode."""
-    functions = getattr(torch._C, "_len_torch_function_stack", None)
-    dispatches = getattr(torch._C, "_len_torch_dispatch_stack", None)
-    return functions is None or dispatches is None or functions() + dispatches() > 0
+    return _functions is None or _dispatches is None or _functions() + _dispatches() > 0
+
+
+def undisturbed() -> bool:
+    """Nothing is on that the three of these look for: `overridden`, `profiling`, another `collates_plainly`."""
+    return not overridden() and not profiling() and _collate_map() == _collate_plain

@@ -45,9 +45,18 @@ def plain(trainer: Trainer, model: Callable[[Any], Any] | None = None) -> Step:
 
 def eager(trainer: Trainer, model: Callable[[Any], Any] | None = None) -> Step:
     """The same calls without the work around them that a loop does not need; the bits are the same."""
-    usual, optimizer = plain(trainer, model), trainer.optimizer
+    usual, optimizer = plain(trainer), trainer.optimizer
+    forward, known = model or private.calling(trainer.prepared), trainer.loss
+    loss_of = private.loss_of(known)
+
+    def loss(output: Any, batch: Any) -> Tensor:
+        nonlocal known, loss_of
+        if trainer.loss is not known:
+            known, loss_of = trainer.loss, private.loss_of(trainer.loss)
+        return loss_of(output, batch[1])  # type: ignore[no-any-return]
+
     bare = private.bare_step(optimizer)
-    if bare is None:
-        return Step(usual.clear, usual.forward, usual.loss, private.backward(), usual.update)
-    update = private.stepping(optimizer, flat(optimizer, bare))
-    return Step(private.clearing(optimizer), usual.forward, usual.loss, private.backward(), update)
+    clear, update = usual.clear, usual.update
+    if bare is not None:
+        clear, update = private.clearing(optimizer), private.stepping(optimizer, flat(optimizer, bare))
+    return Step(clear, lambda batch: forward(batch[0]), loss, private.backward(), update)

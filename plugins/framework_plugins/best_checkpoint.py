@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class BestCheckpoint:
 
     def on_fit_start(self, trainer: Trainer) -> None:
         self.monitor.start(trainer)
-        self._started = True
+        self._started, self._asked_for = True, False
         self._leads = next(p for p in trainer.plugins.values() if isinstance(p, BestCheckpoint)) is self
         self._row: dict[str, Any] = {}
         self._best: Snapshot | None = None
@@ -64,15 +65,26 @@ class BestCheckpoint:
         self._duration = 0.0
         self._last_write = time.monotonic()
 
-    @hookimpl(wrapper=True)
-    def on_epoch_end(self, trainer: Trainer, epoch: int, metrics: Mapping[str, Any]) -> Iterator[None]:
-        yield  # the copy holds what every other plugin remembers of this epoch
-        if self.monitor.update(epoch, metrics):
+    def on_epoch_end(self, trainer: Trainer, epoch: int, metrics: Mapping[str, Any]) -> None:
+        if self._asked_for:  # for the second time, at the step boundary: every other plugin remembers this epoch too
+            self._asked_for = False
+            self._keep(trainer)
+            return
+        self._is_best = self.monitor.update(epoch, metrics)
+        if self._is_best:
             self._row = dict(metrics)
-            self._unwritten = trainer.run_dir is not None
-            self._best = trainer.snapshot() if self._unwritten or self.restore_best else None
         spacing = max(SHORTEST, SPACING * self._duration) if self.every_seconds is None else self.every_seconds
-        if time.monotonic() - self._last_write >= spacing:
+        self._is_due = time.monotonic() - self._last_write >= spacing
+        self._asked_for = self._is_best or self._is_due
+        if self._asked_for:
+            trainer.later(partial(self.on_epoch_end, trainer, epoch, metrics))
+
+    def _keep(self, trainer: Trainer) -> None:
+        if self._is_best:
+            self._unwritten = trainer.run_dir is not None
+            old, self._best = self._best, None  # a Ctrl-C halfway must not leave half of each
+            self._best = trainer.snapshot(over=old) if self._unwritten or self.restore_best else None
+        if self._is_due:
             self._write(trainer)
 
     @hookimpl(wrapper=True)

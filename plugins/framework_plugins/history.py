@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from framework import RunDirError, Trainer
 
@@ -23,20 +24,19 @@ class History:
 
     def __init__(self, name: str = "history") -> None:
         self.name = name
-        self._file: TextIO | None = None
+        self._file: FileIO | None = None
 
     def on_fit_start(self, trainer: Trainer) -> None:
         if trainer.run_dir is not None:
             self._path = trainer.run_dir / "metrics.jsonl"
             with _said(self._path):
                 trainer.run_dir.mkdir(parents=True, exist_ok=True)
-                self._file = self._path.open("w", encoding="utf-8", newline="\n")
+                self._file = self._path.open("wb", buffering=0)  # each row goes to the system at once
 
     def on_epoch_end(self, metrics: Mapping[str, Any]) -> None:
         if self._file is not None:
             with _said(self._path):
-                self._file.write(json.dumps(dict(metrics)) + "\n")
-                self._file.flush()
+                self._file.write(f"{json.dumps(dict(metrics))}\n".encode())
 
     def on_teardown(self) -> None:
         if self._file is not None:

@@ -105,7 +105,7 @@ def test_writing_takes_at_most_a_twentieth_of_a_run(tmp_path: Path, clock: Any, 
         def on_epoch_end(self) -> None:
             fake.now += 1.0
 
-    plugins = [scripted([-e for e in range(25)]), BestCheckpoint("score_loss"), writes, Slow()]
+    plugins = [scripted([-e for e in range(25)]), Slow(), BestCheckpoint("score_loss"), writes]
     tiny_trainer(plugins, run_dir=tmp_path).fit(tiny_data(), epochs=25)
     assert writes.epochs == [1, 11, 21, 25]  # after a second, then 20 times half a second apart, and at the end
 

@@ -52,7 +52,7 @@ def test_however_long_the_run_the_table_has_about_20_lines_with_the_first_and_th
     table.on_fit_start(trainer)
     for epoch in range(epochs):
         table.on_epoch_end(epoch, {"epoch": epoch, "step": epoch + 1, "train_loss": 0.5})
-    end = table.on_fit_end(Result(epochs, epochs, None, [], 0.0, None))
+    end = table.on_fit_end(trainer, Result(epochs, epochs, None, [], 0.0, None))
     next(end)
     printed = rows(capsys.readouterr().out.splitlines())
     assert [int(line.split()[0]) for line in printed] == expected
