@@ -109,22 +109,6 @@ def _whole(data: Any, dataset: Dataset[Any]) -> Any:
     return default_collate([dataset[index] for index in range(length(dataset) or 0)])
 
 
-def on_device(loader: Iterable[Any], device: torch.device, pairs: bool = False) -> Iterator[Any]:
-    """Each batch on the device, a list as a tuple: the usual batch is `(x, y)`.
-
-    Raises:
-        DataError: a batch that is no pair, with `pairs`
-    """
-    for batch in loader:
-        moved = move(batch, device)
-        if isinstance(moved, list):
-            moved = tuple(moved)
-        if pairs and not (isinstance(moved, tuple) and len(moved) == 2):
-            raise DataError(no_pair(batch))
-        yield moved
-        batch = moved = None  # not kept while the next one is fetched
-
-
 def no_pair(batch: Any) -> str:
     """Why a batch cannot be trained on as it is."""
     parts = f"{len(batch)} part{'s' * (len(batch) != 1)}" if isinstance(batch, (tuple, list, dict)) else None

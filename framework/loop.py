@@ -17,10 +17,11 @@ from torch import Tensor
 
 from framework.data import length, make_loader, windows
 from framework.device import apply, place
-from framework.engine import Step, set_mode
+from framework.engine import Mean, Step, set_mode
 from framework.errors import DataError
-from framework.metrics import Mean, SplitMetrics
+from framework.metrics import SplitMetrics
 from framework.mistakes import checked
+from framework.plugins import nobody
 
 if TYPE_CHECKING:
     from framework.trainer import Trainer
@@ -159,14 +160,15 @@ def _figures(
 ) -> Mapping[str, float]:
     """The mean loss over the samples of all processes, and what the plugins add."""
     mean.flush()
-    total, count = mean.total, mean.count
-    if trainer.plugins.frozen("train").reduce is not ANSWERS["reduce"]:
+    hooks, total, count = trainer.plugins.frozen(split), mean.total, mean.count
+    if hooks.reduce is not ANSWERS["reduce"]:
         total, count = trainer.sum(torch.tensor([total, count], dtype=torch.float64)).tolist()
     if not count:
         raise DataError(f"{split}: not a single batch came from {type(loader).__name__}")
-    metrics = SplitMetrics(taken, **{sys.intern(f"{split}_loss"): total / count})  # one name for all the rows
-    trainer.plugins.frozen(split).on_split_end(trainer, split, metrics)
-    return metrics.data
+    figures = {sys.intern(f"{split}_loss"): total / count}  # one name for all the rows
+    if hooks.on_split_end is not nobody:
+        hooks.on_split_end(trainer, split, SplitMetrics(figures, taken))
+    return figures
 
 
 def _backward(trainer: Trainer, loss: Tensor, output: Any, batch: Any) -> bool:

@@ -147,6 +147,10 @@ class _PluginManager(pluggy.PluginManager):
         }  # fmt: skip
 
 
+def nobody(*values: Any) -> None:
+    """What a tell that is not hot is frozen to where nobody listens."""
+
+
 class Plugins(Mapping[str, Any]):
     """The plugins of one trainer in their order: a mapping of name to plugin.
 
@@ -208,7 +212,7 @@ class Plugins(Mapping[str, Any]):
     def _freeze(self, hook: Hook, split: str) -> Callable[..., Any] | None:
         impls = [impl for impl in self.impls if impl.hook is hook and impl.split in (None, split)]
         if not impls:
-            return None if hook.hot else self._core.get(hook.name, lambda *values: None)
+            return None if hook.hot else self._core.get(hook.name, nobody)
         if any(impl.wrapper for impl in impls):
             others = [
                 a for a in self._adapters if hook.name in a.impls and a.impls[hook.name].split not in (None, split)

@@ -316,13 +316,17 @@ def _check(model: Any, loss: Any, optimizer: Any, on_nonfinite: str) -> None:
         raise UsageError(f"on_nonfinite must be 'stop' or 'continue', got {on_nonfinite!r}")
 
 
+# The modules whose functions hold a batch under this name.
+_IN_HAND = loop.__name__, data.__name__, "framework.engine.prefetch", __name__
+
+
 def _at_work(error: BaseException) -> tuple[Any, Any]:
     """The batch that the loop had in hand when the error came, and the model's output for it, or None."""
     batch = output = None
     traceback = error.__traceback__
     while traceback is not None:
         frame = traceback.tb_frame
-        if frame.f_globals.get("__name__") in (loop.__name__, data.__name__, __name__) and "batch" in frame.f_locals:
+        if frame.f_globals.get("__name__") in _IN_HAND and "batch" in frame.f_locals:
             batch, output = frame.f_locals["batch"], frame.f_locals.get("output", output)
         traceback = traceback.tb_next
     return batch, output

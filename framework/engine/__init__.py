@@ -11,7 +11,8 @@ The rest of the program knows only the names below.
 """
 
 from framework.engine.engine import Engine
+from framework.engine.losses import Mean
 from framework.engine.private import copy_over, hooks_of_state_dict, set_mode, without_compiler
 from framework.engine.step import Step
 
-__all__ = ["Engine", "Step", "copy_over", "hooks_of_state_dict", "set_mode", "without_compiler"]
+__all__ = ["Engine", "Mean", "Step", "copy_over", "hooks_of_state_dict", "set_mode", "without_compiler"]

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from framework.data import Whole, on_device
+from framework.data import Whole
 from framework.engine.graph import Graphs, refusal
 from framework.engine.loader import InMemory, in_memory
 from framework.engine.memory import LargeBlocks
 from framework.engine.precision import FastMath
-from framework.engine.prefetch import prefetched
+from framework.engine.prefetch import on_device, prefetched
 from framework.engine.step import Step, eager, plain
 from framework.errors import UsageError, did_you_mean
 

@@ -119,13 +119,14 @@ def _taken(optimizer: torch.optim.Optimizer, group: dict[str, Any], members: lis
         return None
     if len(members) != len(group["params"]) or not all(map(is_, members, group["params"])):
         return None  # others than those that were found to be plain
-    keeps = "betas" in group or group["momentum"]  # reading the state of SGD without momentum would create one
+    needed = "step" if "betas" in group else "momentum_buffer"
+    keeps = needed == "step" or group["momentum"]  # reading the state of SGD without momentum would create one
     taken: list[Any] = []
     for parameter in group["params"]:
         gradient = parameter.grad
         if gradient is not None:
             state = optimizer.state[parameter] if keeps else {}
-            if (keeps and not state) or gradient.is_sparse:
+            if (keeps and state.get(needed) is None) or gradient.is_sparse:
                 return None
             taken.append((parameter, gradient, state))
     return taken

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
+from framework.data import no_pair
 from framework.device import apply, leaves, move
+from framework.errors import DataError
 
 
 def prefetched(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
@@ -24,6 +26,22 @@ def prefetched(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
     if device.type != "cuda":
         return (move(batch, device) for batch in batches)
     return in_order(batches, _sender(device), may_fetch_ahead(batches))
+
+
+def on_device(loader: Iterable[Any], device: torch.device, pairs: bool = False) -> Iterator[Any]:
+    """Each batch on the device, a list as a tuple: the usual batch is `(x, y)`.
+
+    Raises:
+        DataError: a batch that is no pair, with `pairs`
+    """
+    for batch in loader:
+        moved = move(batch, device)
+        if isinstance(moved, list):
+            moved = tuple(moved)
+        if pairs and not (isinstance(moved, tuple) and len(moved) == 2):
+            raise DataError(no_pair(batch))
+        yield moved
+        batch = moved = None  # not kept while the next one is fetched
 
 
 def may_fetch_ahead(batches: Iterable[Any]) -> bool:

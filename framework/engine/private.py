@@ -67,7 +67,7 @@ def calling(module: Any, inside: Callable[..., Any] | None = None) -> Callable[.
             or all_after or all_before or all_back or all_back_before or "_compiled_call_impl" in own
         ):  # fmt: skip
             return module(*values)
-        return inside(*values) if inside else module.forward(*values)
+        return inside(*values) if inside and "forward" not in own else module.forward(*values)
 
     return call
 
@@ -83,7 +83,7 @@ def loss_of(loss: Any) -> Callable[[Any, Any], Any]:
     kernels, modes = getattr(torch._C, "_nn", None), _functions or (lambda: 1)
     numbers = {"none": 0, "mean": 1, "sum": 2}
     settings: Any = loss if isinstance(loss, nn.Module) else _Defaults
-    usual = loss.forward if isinstance(loss, nn.Module) else loss
+    usual = loss if settings is _Defaults else lambda *values: loss.forward(*values)
 
     def mean_squared_error(output: Any, target: Any) -> Any:
         if type(output) is type(target) is Tensor and output.shape == target.shape and not modes():
@@ -103,7 +103,7 @@ def loss_of(loss: Any) -> Callable[[Any, Any], Any]:
         kernel: Any = getattr(kernels, name, None)
         if kernel and loss is function:
             return mine
-        if kernel and type(loss) is kind and "forward" not in vars(loss):
+        if kernel and type(loss) is kind:
             return calling(loss, mine)
     return calling(loss)
 

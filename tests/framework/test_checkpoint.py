@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from framework import CheckpointError, Snapshot, Trainer
-from framework.checkpoint import copy, decode, encode, find, read, restore_model, write
+from framework.checkpoint import copy, decode, encode, find, read, restore_model, take, write
 from framework.testing import Recorder, tiny_data, tiny_trainer
 
 ROOT = Path(__file__).parents[2]
@@ -634,3 +634,69 @@ def test_a_scalar_is_not_taken_for_a_vector_of_one() -> None:
 
     with pytest.raises(CheckpointError, match=r"scale: checkpoint \(1,\), model \(\)"):
         restore_model(snapshot_of(One((1,))), One(()))
+
+
+# ---------------------------------------------------------------------------------------------- one over an earlier one
+
+
+def stepped(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    model(torch.ones(2, 3)).square().mean().backward()
+    optimizer.step()
+
+
+def lr_changes(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.param_groups[0]["lr"] = 0.5
+
+
+def memory_is_swapped(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    for parameter in model.parameters():
+        parameter.data = parameter.data.double()
+
+
+def state_is_loaded(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.load_state_dict(optimizer.state_dict())
+
+
+def a_layer_comes(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    model.add_module("more", nn.Linear(2, 2))
+    optimizer.add_param_group({"params": model.more.parameters(), "lr": 0.1})
+
+
+def a_hook_comes(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.register_state_dict_post_hook(lambda _, state: {**state, "more": 1})
+
+
+def nothing(model: nn.Module, optimizer: torch.optim.Optimizer) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "change", [nothing, lr_changes, memory_is_swapped, state_is_loaded, a_layer_comes, a_hook_comes]
+)
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "Adagrad"])
+def test_a_snapshot_over_an_earlier_one_is_the_one_that_would_be_taken_anew(
+    oracle: Any, kind: str, change: Any
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    optimizer = getattr(torch.optim, kind)(model.parameters(), lr=0.1)
+    stepped(model, optimizer)
+    snapshot = take(1, 1, model, optimizer, {"mine": {"count": 1}})
+    stepped(model, optimizer)
+    change(model, optimizer)
+    anew = take(2, 2, model, optimizer, {"mine": {"count": 2}})
+    over = take(2, 2, model, optimizer, {"mine": {"count": 2}}, over=snapshot)
+
+    for name in ("epoch", "step", "model", "optimizer", "plugins"):
+        oracle.assert_same(plain(getattr(anew, name)), plain(getattr(over, name)), name)
+
+
+def test_a_snapshot_over_an_earlier_one_takes_its_memory() -> None:
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    stepped(model, optimizer)
+    first = take(1, 1, model, optimizer, {})
+    places = {name: tensor.data_ptr() for name, tensor in first.model.items()}
+    second = take(2, 2, model, optimizer, {}, over=first)
+
+    assert {name: tensor.data_ptr() for name, tensor in second.model.items()} == places

@@ -28,11 +28,11 @@ from framework.data import (
     in_chunks,
     joined,
     make_loader,
-    on_device,
     positive,
     sizes,
     windows,
 )
+from framework.engine.prefetch import on_device
 from framework.testing import Recorder, tiny_data, tiny_trainer
 
 CPU = torch.device("cpu")
@@ -399,8 +399,8 @@ def test_windows_fetch_no_further_than_their_size() -> None:
             yield number
 
     iterator = windows(batches(), 2)
-    assert (next(iterator), fetched) == ([0, 1], [0, 1])
-    assert (next(iterator), fetched) == ([2, 3], [0, 1, 2, 3])
+    assert (next(iterator), fetched) == ((0, 1), [0, 1])
+    assert (next(iterator), fetched) == ((2, 3), [0, 1, 2, 3])
 
 
 @pytest.mark.parametrize(

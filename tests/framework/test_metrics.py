@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framework import Monitor, NonFiniteError, UsageError, mode_of
-from framework.metrics import FLUSH, Mean, SplitMetrics
+from framework.engine.losses import FLUSH, Mean
+from framework.metrics import SplitMetrics
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")  # a Mean only looks at what kind of device it is
 
@@ -96,7 +97,7 @@ def test_nothing_added_is_nothing_counted() -> None:
 
 
 def test_a_figure_is_kept_as_a_number() -> None:
-    metrics = SplitMetrics(train_loss=0.5)
+    metrics = SplitMetrics({"train_loss": 0.5})
     metrics["tensor"] = torch.tensor([[2.5]])
     metrics["count"] = 3
     metrics["double"] = numpy.float64(0.25)
@@ -118,14 +119,14 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_figure_that_is_there_cannot_be_changed_or_removed_in_any_way(way: str) -> None:
-    metrics = SplitMetrics(train_loss=0.5)
+    metrics = SplitMetrics({"train_loss": 0.5})
     with pytest.raises(UsageError, match=r"'train_loss' (is there already|cannot be removed)"):
         WAYS[way](metrics)
     assert dict(metrics) == {"train_loss": 0.5}
 
 
 def test_several_figures_can_be_added_at_once() -> None:
-    metrics = SplitMetrics(train_loss=0.5)
+    metrics = SplitMetrics({"train_loss": 0.5})
     metrics |= {"a": 1.0}
     metrics.update(b=torch.tensor(2.0))
     assert dict(metrics) == {"train_loss": 0.5, "a": 1.0, "b": 2.0}
@@ -135,7 +136,7 @@ def test_several_figures_can_be_added_at_once() -> None:
 @pytest.mark.parametrize("name", ["epoch", "step", "lr"])
 def test_a_name_that_the_row_has_already_is_taken(name: str) -> None:
     with pytest.raises(UsageError, match=f"the metric '{name}' is there already; give yours another name"):
-        SplitMetrics(("lr",), val_loss=1.0)[name] = 2.0
+        SplitMetrics({"val_loss": 1.0}, ("lr",))[name] = 2.0
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_a_name_that_the_row_has_already_is_taken(name: str) -> None:
 )
 def test_a_figure_that_is_no_number_is_named(value: Any, kind: str) -> None:
     with pytest.raises(UsageError, match=f"the metric 'mine' must be a number, got {kind}"):
-        SplitMetrics()["mine"] = value
+        SplitMetrics({})["mine"] = value
 
 
 # ------------------------------------------------------------------------------------------------------------- Monitor

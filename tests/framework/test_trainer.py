@@ -1025,3 +1025,44 @@ def test_all_findings_about_plugins_are_told_at_once() -> None:
 def test_a_snapshot_can_be_built_by_hand() -> None:
     snapshot = Snapshot(epoch=1, step=2, model={}, optimizer={})
     assert snapshot.plugins == {}
+
+
+def test_what_is_asked_for_later_is_done_at_the_next_boundary_when_every_plugin_has_been_told() -> None:
+    calls: list[str] = []
+
+    class Asks:
+        def on_epoch_end(self, trainer: Trainer, epoch: int) -> None:
+            trainer.later(lambda: calls.append(f"later {epoch} at epoch {trainer.epoch}"))
+
+        def on_batch_end(self, trainer: Trainer) -> None:
+            if trainer.step == 2:
+                trainer.later(lambda: calls.append("after the step"))
+
+        def on_epoch_start(self, epoch: int) -> None:
+            calls.append(f"start {epoch}")
+
+    class Told:
+        def on_epoch_end(self, epoch: int) -> None:
+            calls.append(f"told {epoch}")
+
+    tiny_trainer([Asks(), Told()]).fit(tiny_data(), epochs=2)
+
+    assert calls == [
+        "start 0", "told 0", "later 0 at epoch 1", "start 1", "after the step", "told 1", "later 1 at epoch 2"
+    ]  # fmt: skip
+
+
+def test_an_error_in_what_was_asked_for_later_ends_the_fit_and_the_next_fit_forgets_it() -> None:
+    class Asks:
+        def on_epoch_end(self, trainer: Trainer) -> None:
+            trainer.later(self._fail)
+            trainer.later(self._fail)
+
+        def _fail(self) -> None:
+            raise RuntimeError("later")
+
+    trainer = tiny_trainer([Asks()])
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="later"):
+            trainer.fit(tiny_data(), epochs=2)
+        assert trainer.epoch == 1

@@ -13,10 +13,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ORDER = [  # each imports only those before it
     "errors", "modules", "hooks", "discovery", "plugins", "device", "architecture", "seed", "data", "metrics",
-    "mistakes", "engine.private", "engine.vision", "engine.loader", "engine.optimizers", "engine.step",
-    "engine.graph", "engine.prefetch", "engine.memory", "engine.precision", "engine.engine", "engine",
-    "checkpoint.codec", "checkpoint.store", "checkpoint", "loop", "trainer", "recipe", "testing", "cli.pictures",
-    "cli.rundir", "cli.lab", "cli", "cli.running", "cli.options", "cli.show", "cli.runs", "cli.train",
+    "mistakes", "engine.private", "engine.losses", "engine.prefetch", "engine.vision", "engine.loader",
+    "engine.optimizers", "engine.step", "engine.graph", "engine.memory", "engine.precision", "engine.engine",
+    "engine", "checkpoint.codec", "checkpoint.store", "checkpoint", "loop", "trainer", "recipe", "testing",
+    "cli.pictures", "cli.rundir", "cli.lab", "cli", "cli.running", "cli.options", "cli.show", "cli.runs",
+    "cli.train",
 ]  # fmt: skip
 
 spec = importlib.util.spec_from_file_location("budget", Path(__file__).with_name("budget.py"))

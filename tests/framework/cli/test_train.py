@@ -194,4 +194,7 @@ def test_a_data_set_of_a_recipe_reaches_worker_processes_that_are_spawned(lab, f
         "        Rows(), batch_size=2, num_workers=1, multiprocessing_context='spawn')\n    return made_here\n"
     )
     lab("import torch\ndef target(i): return torch.zeros(1)\n", "labs/my_rows_of_a_lab.py", head="")
-    assert fine(lab(source, "labs/lab.py")).line("data") == "4 samples in 2 batches of 2, from memory"
+    assert (
+        fine(lab(source, "labs/lab.py")).line("data")
+        == "4 samples in 2 batches of 2, by torch's DataLoader: num_workers=1"
+    )
