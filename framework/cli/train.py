@@ -15,6 +15,7 @@ from typing import Any
 
 from framework.cli.lab import Lab, find_lab
 from framework.cli.options import Options, of_recipe
+from framework.cli.running import run
 from framework.discovery import Listed
 from framework.trainer import Trainer
 
@@ -62,8 +63,6 @@ def train(recipe: str, arguments: list[str]) -> int:
 
 
 def _run(lab: Lab, knobs: dict[str, Any], options: Options, signals: Signals) -> None:
-    from framework.cli.running import run
-
     plugins = [Listed("_signals", signals, "command line"), *options.plugin]
     run(
         lab, seed=options.seed, device=options.device, plugins=plugins,

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from framework.device import apply, leaves
 from framework.engine import private
+from framework.engine.samples import same_bits
 from framework.engine.step import Step
 from framework.seed import kept_random_states
 
@@ -301,10 +302,7 @@ def _are(some: list[Any], others: list[Any]) -> bool:
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    """In every bit, unlike torch.equal: nan is nan, and 0.0 is not -0.0."""
-    if one is None or other is None or one.dtype != other.dtype or one.stride() != other.stride():
-        return one is other
-    return torch.equal(*(tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in (one, other)))
+    return one is other if one is None or other is None else same_bits(one, other)
 
 
 def _line(error: BaseException) -> str:

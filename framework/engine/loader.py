@@ -7,7 +7,6 @@ else is changed about a loader or its data set counts from the next pass on, whi
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch.utils import data
 from framework.device import apply, leaves, move
 from framework.engine.prefetch import on_device
 from framework.engine.private import overridden, profiling, undisturbed, version
-from framework.engine.samples import as_before, difference, fetched, kept, refused, unfit
+from framework.engine.samples import as_before, difference, fetched, kept_samples, refused, unfit
 from framework.engine.vision import Images, columns_of
 from framework.errors import DataError
 
@@ -34,7 +33,7 @@ def in_memory(loader: Any, device: torch.device, cache: bool = False) -> InMemor
     Raises:
         DataError: `cache` with samples that cannot be kept, or that are not always the same
     """
-    twin = InMemory(loader, device, kept(loader, device) if cache else None)
+    twin = InMemory(loader, device, kept_samples(loader, device) if cache else None)
     reason = ("" if cache else twin.read()) or difference(loader, twin.size, twin.batch)
     if reason and cache:
         raise DataError(f"cache=True needs samples that are always the same: {reason}")
@@ -48,11 +47,10 @@ class InMemory:
         pairs: whether each batch is a pair (x, y)
         size: the number of samples
         why: why the last pass was left to the loader itself, if it was
-        move: takes a batch to the device where that has no room for all the data; may be replaced
     """
 
     def __init__(self, loader: Any, device: torch.device, kept: Any = None) -> None:
-        self.loader, self.device, self.why, self.move = loader, device, "", partial(move, device=device)
+        self.loader, self.device, self.why = loader, device, ""
         self._kept = kept  # all samples as one batch, with cache=True
         self._tree = None if isinstance(kept, list) and all(type(part) is Tensor for part in kept) else kept
         self._columns: tuple[Any, ...] = tuple(tensor for _, tensor in leaves(kept))
@@ -70,9 +68,6 @@ class InMemory:
     def pairs(self) -> bool:
         return len(self._columns) == 2 and self._tree is None
 
-    def __len__(self) -> int:
-        return len(self.loader)
-
     def __iter__(self) -> Iterator[Any]:
         if self._usual is not None and self._as_it_was():
             self._draw.random_()
@@ -84,19 +79,18 @@ class InMemory:
         order = None if self._is_plain() else iter(loader.batch_sampler)
         self._remember(order is None)
         self._draw.random_(generator=loader.generator)  # torch's seed for workers, which it draws without workers too
-        if order is None:
-            return self._gathered(columns, self._cut(columns[0].device))
-        return self._gathered(columns, self._given(order, columns[0].device))
+        where = columns[0].device
+        return self._gathered(columns, self._cut(where) if order is None else self._given(order, where))
 
     def _remember(self, plain: bool) -> None:
         """A pass over two tensors on the CPU, shuffled by torch's own draws, is made the short way from now on."""
-        batches, size, pieces = self.loader.batch_sampler, self.size, None
+        batches, size = self.loader.batch_sampler, self.size
         fit = plain and self.pairs and not any(type(column) is Images for column in self._columns)
         short = fit and self.device.type == "cpu" and self._rows is None and size <= SPAN * batches.batch_size
         self._usual = None
         if short and self.loader.generator is None and getattr(batches.sampler, "generator", None) is None:
-            if type(batches.sampler) is data.SequentialSampler:
-                pieces = torch.arange(size).split(batches.batch_size)
+            sequential = type(batches.sampler) is data.SequentialSampler
+            pieces = torch.arange(size).split(batches.batch_size) if sequential else None
             owners = self.loader, batches, batches.sampler, self.loader.dataset
             self._usual = list(map(vars, owners)), [dict(vars(owner)) for owner in owners], pieces
 
@@ -135,27 +129,27 @@ class InMemory:
             return f"the {type(dataset).__name__} has a __getitems__ of its own"
         plain = type(dataset) is data.TensorDataset
         columns = tuple(dataset.tensors) if plain else columns_of(dataset)
-        if isinstance(columns, str):
-            return columns
-        if columns is None:
+        if not isinstance(columns, tuple):
             stream = isinstance(dataset, data.IterableDataset)
             hint = ", an IterableDataset" if stream else "; cache=True would keep its samples"
-            return f"the data set is a {type(dataset).__name__}{hint}"
+            return columns or f"the data set is a {type(dataset).__name__}{hint}"
         if plain and (reason := unfit(columns, self.device)):
             return f"a tensor of the data set {reason}"
-        self._columns, self.size = columns, columns[0].shape[0]
-        return self._select(subsets) if subsets else ""
+        self._columns, size = columns, columns[0].shape[0]
+        if subsets:
+            return self._select(subsets, size)
+        self.size = size
+        return ""
 
-    def _select(self, subsets: list[Any]) -> str:
+    def _select(self, subsets: list[Any], size: int) -> str:
         """Find the rows that nested Subsets, the outermost first, lead to. Why there are none, or nothing."""
-        indices = [[self.size], *(_listed(subset.indices) for subset in subsets)]
+        indices = [[size], *(_listed(subset.indices) for subset in subsets)]
         if indices != self._indices:
-            rows = torch.arange(self.size)
+            rows = torch.arange(size)
             for subset, listed in zip(reversed(subsets), reversed(indices), strict=False):
                 index = _index(listed, len(rows))
                 plain = type(subset.indices) in (list, tuple, range) or hasattr(subset.indices, "ndim")
                 if index is None or not plain:
-                    self._indices = []
                     return "the indices of a Subset are not row numbers from 0 up"
                 rows = rows.index_select(0, index)
             self._rows, self._indices, self._sequence = rows, indices, ((), ())
@@ -171,10 +165,11 @@ class InMemory:
         batches: Any = self.loader.batch_sampler
         sampler: Any = batches.sampler if type(batches) is data.BatchSampler else None
         known = type(sampler) in (data.SequentialSampler, data.RandomSampler)
-        if not known or sampler.data_source is not self.loader.dataset or type(sampler) is data.SequentialSampler:
-            return known and sampler.data_source is self.loader.dataset
-        on_cpu = sampler.generator is None or sampler.generator.device.type == "cpu"
-        return on_cpu and sampler.replacement is False and sampler.num_samples == self.size
+        if not known or sampler.data_source is not self.loader.dataset:
+            return False
+        own = getattr(sampler, "generator", None)
+        followed = (own is None or own.device.type == "cpu") and getattr(sampler, "replacement", None) is False
+        return type(sampler) is data.SequentialSampler or (followed and sampler.num_samples == self.size)
 
     def _cut(self, device: torch.device) -> Iterator[Tensor]:
         """The row numbers of each batch, drawn when torch's sampler draws them: not before the first one is asked for.
@@ -205,13 +200,16 @@ class InMemory:
             yield pieces[-1]
 
     def _gathered(self, columns: tuple[Any, ...], indices: Iterator[Any]) -> Iterator[Any]:
-        there = columns[0].device == self.device
+        x, y, there = columns[0], columns[-1], columns[0].device == self.device
+        usual = there and self.pairs
         for index in indices:
             if type(index) is list:
                 yield from on_device([fetched(self.loader, index)], self.device)
+            elif usual:
+                yield x.index_select(0, index), y.index_select(0, index)
             else:
                 batch = self._gather(columns, index)
-                yield batch if there else self.move(batch)
+                yield batch if there else move(batch, self.device)
 
     def _given(self, order: Iterator[Iterable[Any]], device: torch.device) -> Iterator[Tensor | list[Any]]:
         """The row numbers of any other sampler, which torch's loader asks for them in the same way.
@@ -247,8 +245,7 @@ class InMemory:
         needed = sum(column.nbytes for column, mark in zip(columns, marks, strict=True) if mark not in old)
         if needed > torch.cuda.mem_get_info(device)[0] // 4:
             return columns
-        for column, mark in zip(columns, marks, strict=True):
-            self._copies.append((column, mark, old[mark] if mark in old else column.to(device)))
+        self._copies = [(c, m, old[m] if m in old else c.to(device)) for c, m in zip(columns, marks, strict=True)]
         return tuple(copy for *_, copy in self._copies)
 
 

@@ -41,23 +41,21 @@ def refused(loader: Any, device: torch.device) -> str:
 
 def unfit(tensors: Any, device: torch.device) -> str:
     """Why rows of tensors, stacked, may be something else than what index_select gives, or nothing."""
-    return next(filter(None, (_unfit(tensor, tensors[0], device) for tensor in tensors)), "")
-
-
-def _unfit(tensor: Any, other: Any, device: torch.device) -> str:
-    """The same for one of them, which has to go with another."""
-    if type(tensor) is not Tensor:
-        return f"is a {type(tensor).__name__}"
-    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
-        return "is sparse, nested or quantized"
-    if not _in_order(tensor) or tensor.is_conj() or tensor.is_neg():
-        return "is not contiguous"
-    if tensor.requires_grad:
-        return "requires a gradient"
-    if not tensor.dim() or not len(tensor) or len(tensor) != len(other):
-        return "has no rows" if not tensor.dim() or not len(tensor) else f"has {len(tensor)} rows, not {len(other)}"
-    if tensor.device != other.device or tensor.device not in (torch.device("cpu"), device):
-        return f"is on {tensor.device}"
+    for tensor in tensors:
+        if type(tensor) is not Tensor:
+            return f"is a {type(tensor).__name__}"
+        if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
+            return "is sparse, nested or quantized"
+        if not _in_order(tensor) or tensor.is_conj() or tensor.is_neg():
+            return "is not contiguous"
+        if tensor.requires_grad:
+            return "requires a gradient"
+        if not tensor.dim() or not len(tensor):
+            return "has no rows"
+        if len(tensor) != len(tensors[0]):
+            return f"has {len(tensor)} rows, not {len(tensors[0])}"
+        if tensor.device != tensors[0].device or tensor.device not in (torch.device("cpu"), device):
+            return f"is on {tensor.device}"
     return ""
 
 
@@ -92,7 +90,7 @@ def difference(loader: Any, size: int, ours: Callable[[list[int]], Any]) -> str:
     return "" if all(_equal(real, mine) for mine, real in made) else "its samples are not the rows of its tensors"
 
 
-def kept(loader: Any, device: torch.device) -> Any:
+def kept_samples(loader: Any, device: torch.device) -> Any:
     """All samples of a loader as one batch.
 
     Raises:

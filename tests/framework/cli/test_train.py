@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -198,3 +199,15 @@ def test_a_data_set_of_a_recipe_reaches_worker_processes_that_are_spawned(lab, f
         fine(lab(source, "labs/lab.py")).line("data")
         == "4 samples in 2 batches of 2, by torch's DataLoader: num_workers=1"
     )
+
+
+def test_what_is_imported_is_left_out_of_garbage_collection_and_what_a_recipe_makes_is_not(tmp_path: Path) -> None:
+    (tmp_path / "lab.py").write_text(
+        "import gc\ndef recipe():\n    print('enabled', gc.isenabled(), 'kept', gc.get_freeze_count() > 10000)\n",
+        "utf-8",
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "framework", "lab.py"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.startswith("enabled True kept True\n")
