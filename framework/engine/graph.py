@@ -302,6 +302,7 @@ def _are(some: list[Any], others: list[Any]) -> bool:
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    """In every bit; a gradient may be missing, but then in both."""
     return one is other if one is None or other is None else same_bits(one, other)
 
 

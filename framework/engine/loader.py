@@ -135,16 +135,13 @@ class InMemory:
             return columns or f"the data set is a {type(dataset).__name__}{hint}"
         if plain and (reason := unfit(columns, self.device)):
             return f"a tensor of the data set {reason}"
-        self._columns, size = columns, columns[0].shape[0]
-        if subsets:
-            return self._select(subsets, size)
-        self.size = size
-        return ""
+        self._columns = columns
+        return self._select(subsets, columns[0].shape[0])
 
     def _select(self, subsets: list[Any], size: int) -> str:
-        """Find the rows that nested Subsets, the outermost first, lead to. Why there are none, or nothing."""
+        """Find the rows that nested Subsets, if any, the outermost first, lead to. Why there are none, or nothing."""
         indices = [[size], *(_listed(subset.indices) for subset in subsets)]
-        if indices != self._indices:
+        if subsets and indices != self._indices:
             rows = torch.arange(size)
             for subset, listed in zip(reversed(subsets), reversed(indices), strict=False):
                 index = _index(listed, len(rows))
@@ -153,7 +150,7 @@ class InMemory:
                     return "the indices of a Subset are not row numbers from 0 up"
                 rows = rows.index_select(0, index)
             self._rows, self._indices, self._sequence = rows, indices, ((), ())
-        self.size = len(indices[1])
+        self.size = len(indices[1]) if subsets else size
         return ""
 
     def batch(self, rows: list[int]) -> Any:
@@ -212,7 +209,7 @@ class InMemory:
                 yield batch if there else move(batch, self.device)
 
     def _given(self, order: Iterator[Iterable[Any]], device: torch.device) -> Iterator[Tensor | list[Any]]:
-        """The row numbers of any other sampler, which torch's loader asks for them in the same way.
+        """The row numbers of each batch of any other sampler, which torch's loader asks for them in the same way.
 
         A list: rows from the end, rows that are not there, or none at all, which only the data set knows.
         """
