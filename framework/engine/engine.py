@@ -64,6 +64,7 @@ class Engine:
     def close(self) -> None:
         """The fit is over: whatever was switched on for it is switched off."""
         self._math = self._graphs = self._eager = None
+        self.cache = False  # asked for the data sets of this fit, not for those that are evaluated after it
         self._undo.close()
 
     def step(self, trainer: Trainer) -> Step:

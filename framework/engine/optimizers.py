@@ -50,7 +50,7 @@ def _adam(taken: Taken, group: dict[str, Any]) -> None:
     steps = [count.item() for count in counts]
     roots = [square.sqrt() for square in squares]
     if len({*steps}) == 1:
-        foreach("div")(roots, _changing(kind).fill_((1 - beta2 ** steps[0]) ** 0.5))
+        foreach("div")(roots, torch.tensor((1 - beta2 ** steps[0]) ** 0.5, dtype=kind))
     else:
         foreach("div")(roots, [(1 - beta2**step) ** 0.5 for step in steps])
     foreach("add")(roots, [_number(group["eps"], kind)] * len(roots))
@@ -61,11 +61,6 @@ def _adam(taken: Taken, group: dict[str, Any]) -> None:
 def _number(value: float, dtype: torch.dtype) -> Tensor:
     """A number as each operation would wrap and convert it anew."""
     return torch.tensor(value, dtype=dtype)
-
-
-@functools.cache
-def _changing(dtype: torch.dtype) -> Tensor:
-    return torch.zeros((), dtype=dtype)
 
 
 _RULES = {torch.optim.SGD: _sgd, torch.optim.Adam: _adam, torch.optim.AdamW: _adam}
