@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib.machinery
 import importlib.util
 import pkgutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType, ModuleType
 
@@ -81,3 +84,15 @@ def installed_file(name: str) -> Path:
     spec = importlib.util.find_spec(f"{RECIPES}.{name}")
     assert spec is not None
     return Path(str(spec.origin))
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Imports without the garbage collector, which would look through all that is there each time, for nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -6,7 +6,6 @@ Exit status: 0; 1 the training failed; 2 the user's mistake, told in a line or t
 from __future__ import annotations
 
 import ast
-import contextlib
 import errno
 import gc
 import importlib
@@ -16,7 +15,7 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,27 +95,14 @@ def _dispatch(arguments: list[str]) -> int:
         known = [*VERBS, *commands, *installed()]
         if first not in known:
             raise UsageError(f"{first!r} is neither a verb nor a recipe.{did_you_mean(first, known)}")
-    with _kept_to_the_end():
+    from framework.modules import uncollected
+
+    first_time = "torch" not in sys.modules
+    with uncollected():
         from framework.cli.train import train
-
-    return train(first, rest)
-
-
-@contextlib.contextmanager
-def _kept_to_the_end() -> Iterator[None]:
-    """The garbage collector does not look through what is imported here, torch above all: not now, and not at exit.
-
-    It would find nothing, and take a quarter of the time of a short run for it.
-    """
-    if "torch" in sys.modules or not gc.isenabled():  # somebody else's process
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
+    if first_time:  # what stays to the end need not be looked through at the end either, which is half a second
         gc.freeze()
-        gc.enable()
+    return train(first, rest)
 
 
 def verbs() -> dict[str, importlib.metadata.EntryPoint]:

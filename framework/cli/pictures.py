@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from framework.errors import RunDirError
+from framework.modules import uncollected
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,9 +48,10 @@ def picture(path: Path, width: float = 8, height: float = 4) -> Iterator[Figure]
     """
     if path.suffix.lower() != ".svg":
         raise RunDirError(f"pictures are SVG files: name {path} {path.stem}.svg")
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.font_manager import get_font_names
+    with uncollected():
+        import matplotlib
+        from matplotlib.figure import Figure
+        from matplotlib.font_manager import get_font_names
 
     hangul = [font for font in get_font_names() if font in HANGUL]
     with (
