@@ -17,7 +17,7 @@ from torch import Tensor
 
 from framework.data import length, make_loader, windows
 from framework.device import apply, place
-from framework.engine import Mean, Step, set_mode
+from framework.engine import Mean, Step
 from framework.errors import DataError
 from framework.metrics import SplitMetrics
 from framework.mistakes import checked
@@ -77,7 +77,7 @@ def train(trainer: Trainer, loader: Iterable[Any]) -> Mapping[str, float] | None
     """One pass over train; its figures, or None where a stop was honoured before its end."""
     hooks, model = trainer.plugins.frozen("train"), trainer.prepared
     mean, first = Mean(trainer.device, trainer.refusing("train")), trainer.step
-    set_mode(model, True)
+    trainer.engine.set_mode(model, True)
     hooks.on_split_start(trainer, "train")
     step = trainer.engine.step(trainer)
     loss_of, later = _losses(trainer, "train", step)
@@ -126,7 +126,7 @@ def evaluate(trainer: Trainer, split: str, loader: Iterable[Any], taken: Iterabl
     """One pass over another split in eval mode and without gradients; its figures, none of a name that is taken."""
     hooks, model, step = trainer.plugins.frozen(split), trainer.prepared, trainer.engine.looking(trainer)
     mean = Mean(trainer.device, trainer.refusing(split))
-    set_mode(model, False)
+    trainer.engine.set_mode(model, False)
     hooks.on_split_start(trainer, split)
     loss_of, later = _losses(trainer, split, step)
     pairs = not (hooks.forward or hooks.compute_loss)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from framework.checkpoint.codec import decode, encode
 from framework.device import apply
-from framework.engine import copy_over, hooks_of_state_dict
+from framework.engine import copy_over, held_by, hooks_of_state_dict
 from framework.errors import CheckpointError
 
 FORMAT = 1
@@ -42,6 +42,9 @@ class Snapshot:
     plugins: dict[str, Any] = field(default_factory=dict)
     live: Live | None = field(default=None, repr=False, compare=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "live": None}
+
 
 def copy(tree: Any) -> Any:
     """The same tree with its own tensors, on the same device."""
@@ -58,13 +61,17 @@ def take(
         over: an earlier one that nobody needs any more. Where it is of the same tensors they are copied over those of
             it, and what takes most of the time for a small model, asking for the names of everything, is left out.
     """
-    named = model.state_dict(keep_vars=True)
-    held = [*named.values(), *(value for kept in optimizer.state.values() for value in kept.values())]
+    held = held_by(model)
+    entries = list(optimizer.state.values())
+    if held is None or hooks_of_state_dict(optimizer) or any(type(entry) is not dict for entry in entries):
+        return Snapshot(epoch, step, *map(copy, (model.state_dict(), optimizer.state_dict(), plugins)))
+    held += [value for entry in entries for value in entry.values()]
     members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if over is not None and over.live is not None and not hooks_of_state_dict(optimizer):
+    lengths = [len(group["params"]) for group in optimizer.param_groups]
+    if over is not None and over.live is not None:
         live = over.live
         if (
-            _are(held, live.tensors) and _are(members, live.members) and named.keys() == over.model.keys()
+            _are(held, live.tensors) and _are(members, live.members) and lengths == live.lengths
             and [(tensor.shape, tensor.dtype) for tensor in held] == live.kinds
         ):  # fmt: skip
             copy_over(live.copies, held)
@@ -78,16 +85,17 @@ def take(
     if len(copies) == len(held) and all(isinstance(value, Tensor) and not value.is_sparse for value in held + copies):
         kinds = [(tensor.shape, tensor.dtype) for tensor in held]
         if kinds == [(tensor.shape, tensor.dtype) for tensor in copies]:
-            snapshot.live = Live(held, members, kinds, copies)
+            snapshot.live = Live(held, members, lengths, kinds, copies)
     return snapshot
 
 
 @dataclass
 class Live:
-    """The tensors that a snapshot was taken of, the optimizer's parameters, and the copies, in the same order."""
+    """The tensors that a snapshot was taken of, the optimizer's parameters by group, and the copies, all in order."""
 
     tensors: list[Tensor]
     members: list[Tensor]
+    lengths: list[int]
     kinds: list[Any]
     copies: list[Tensor]
 

@@ -12,6 +12,7 @@ from framework.engine.loader import InMemory, in_memory
 from framework.engine.memory import LargeBlocks
 from framework.engine.precision import FastMath
 from framework.engine.prefetch import on_device, prefetched
+from framework.engine.private import set_mode
 from framework.engine.step import Step, eager, plain
 from framework.errors import UsageError, did_you_mean
 
@@ -38,14 +39,18 @@ class Engine:
         for name, value, known in (("loader", loader, LOADERS), ("fast", fast, FASTS)):
             if value not in known:
                 raise UsageError(f"{name}={value!r}: no such way.{did_you_mean(str(value), known)}")
-        if cache and loader == "torch":
-            raise UsageError("cache=True keeps samples in memory, loader='torch' asks for each anew: leave out one")
+        for name, flag in (("cache", cache), ("graph", graph)):
+            if not isinstance(flag, bool):
+                raise UsageError(f"{name} must be True or False, got {flag!r}")
+        if cache and (loader == "torch" or fast == "plain"):
+            other = "loader='torch'" if loader == "torch" else "fast='plain'"
+            raise UsageError(f"cache=True keeps samples in memory, {other} asks for each anew: leave out one of them")
         if graph and fast != "exact":
             raise UsageError(f"graph=True records the exact step, not that of fast={fast!r}: leave out one of them")
         self.loader, self.cache, self.graph, self.fast = loader, cache, graph, fast
         self._sources: dict[str, tuple[Any, InMemory | str]] = {}
         self._undo, self._math = ExitStack(), None  # type: ExitStack, FastMath | None
-        self._eager: Step | None = None
+        self._eager: tuple[Any, Any, Step] | None = None  # for this model and this optimizer
         self._graphs: Graphs | None = None
         self._refused: str | None = None
         self._blocks: LargeBlocks | None = None
@@ -65,26 +70,36 @@ class Engine:
         """The fit is over: whatever was switched on for it is switched off."""
         self._math = self._graphs = self._eager = None
         self.cache = False  # asked for the data sets of this fit, not for those that are evaluated after it
+        self._sources = {split: (None, _why(source)) for split, (_, source) in self._sources.items()}  # data may go
         self._undo.close()
 
     def step(self, trainer: Trainer) -> Step:
         """The calls of a training step, for one pass over the data."""
-        if self._eager is None:
-            self._eager = plain(trainer, self._math) if self.fast == "plain" else eager(trainer, self._math)
+        model, optimizer = trainer.prepared, trainer.optimizer
+        if self._eager is None or self._eager[0] is not model or self._eager[1] is not optimizer:
+            made = plain(trainer) if self.fast == "plain" else eager(trainer, self._math)
+            self._eager, self._graphs = (model, optimizer, made), None
         if self.fast == "exact" and (self.graph or trainer.device.type == "cuda"):
+            hooks = trainer.plugins.frozen("train")
             self._refused = refusal(
-                trainer.prepared, trainer.loss, trainer.optimizer, trainer.device, trainer.plugins.frozen("train"),
-                trainer.accumulate, self.graph,
-            )  # fmt: skip
+                model, trainer.loss, optimizer, trainer.device, hooks, trainer.accumulate, self.graph
+            )
             if self._refused is None:
-                made = self._graphs or Graphs(trainer.prepared, trainer.loss, trainer.optimizer, self._eager)
-                self._graphs = made
-                return made.step()
-        return self._eager
+                self._graphs = self._graphs or Graphs(model, trainer.loss, optimizer, self._eager[2])
+                return self._graphs.step()
+        return self._eager[2]
 
     def looking(self, trainer: Trainer) -> Step:
         """The calls of a step that only looks."""
-        return self._eager or plain(trainer, self._math)
+        known = self._eager is not None and self._eager[0] is trainer.prepared
+        return self._eager[2] if self._eager and known else plain(trainer, self._math)
+
+    def set_mode(self, model: Any, training: bool) -> None:
+        """`model.train()` or `model.eval()`."""
+        if self.fast == "plain":
+            model.train() if training else model.eval()
+        else:
+            set_mode(model, training)
 
     def batches(self, trainer: Trainer, split: str, loader: Any, pairs: bool) -> Iterator[Any]:
         """Each batch of a pass on the device, a list as a tuple: the usual batch is `(x, y)`.
@@ -107,14 +122,15 @@ class Engine:
         if known is not loader or source == "":
             asked = "loader='torch'" * (self.loader == "torch") or "fast='plain'" * (self.fast == "plain")
             source = asked or in_memory(loader, trainer.device, self.cache)
-            self._sources[split] = loader, source
+            if trainer.loaders.get(split) is loader:  # one of this fit's; others are not kept
+                self._sources[split] = loader, source
         return source
 
     def told(self) -> dict[str, str]:
         """What was taken, and why not the faster way: under the name of a split, `step` and `math`."""
         told = {}
         for split, (_, source) in self._sources.items():
-            why = source if isinstance(source, str) else source.why
+            why = _why(source)
             told[split] = f"by torch's DataLoader: {why}" if why else "from memory"
         if self._refused or self._graphs:
             told["step"] = (
@@ -123,3 +139,8 @@ class Engine:
         if self._math:
             told["math"] = ", ".join(self._math.taken)
         return told
+
+
+def _why(source: InMemory | str) -> str:
+    """Why the batches of a source do not come from memory, or nothing."""
+    return source if isinstance(source, str) else source.why

@@ -51,6 +51,7 @@ class LargeBlocks:
             if self._in_a_row == IN_A_ROW:
                 self._seen, self.kept = FIRST, _may_keep() and _set((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1))
                 break
+        step = None  # else its batch would stay for as long as this pass
         yield from steps
 
     def close(self) -> None:

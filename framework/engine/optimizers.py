@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from framework.engine.private import Step, foreach
+from framework.engine.samples import same_bits
 
 LARGEST = 2**20  # numbers; above it the work around the operations is nothing, and trying both ways costs memory
 TRIALS = 2
@@ -50,7 +51,7 @@ def _adam(taken: Taken, group: dict[str, Any]) -> None:
     steps = [count.item() for count in counts]
     roots = [square.sqrt() for square in squares]
     if len({*steps}) == 1:
-        foreach("div")(roots, torch.tensor((1 - beta2 ** steps[0]) ** 0.5, dtype=kind))
+        foreach("div")(roots, torch.tensor((1 - beta2 ** steps[0]) ** 0.5, dtype=kind, device="cpu"))
     else:
         foreach("div")(roots, [(1 - beta2**step) ** 0.5 for step in steps])
     foreach("add")(roots, [_number(group["eps"], kind)] * len(roots))
@@ -60,7 +61,7 @@ def _adam(taken: Taken, group: dict[str, Any]) -> None:
 @functools.lru_cache(maxsize=64)
 def _number(value: float, dtype: torch.dtype) -> Tensor:
     """A number as each operation would wrap and convert it anew."""
-    return torch.tensor(value, dtype=dtype)
+    return torch.tensor(value, dtype=dtype, device="cpu")
 
 
 _RULES = {torch.optim.SGD: _sgd, torch.optim.Adam: _adam, torch.optim.AdamW: _adam}
@@ -74,8 +75,8 @@ def flat(optimizer: torch.optim.Optimizer, bare: Step) -> Callable[[], Any]:
     """
     rule: Any = _RULES.get(type(optimizer))
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    small = sum(map(torch.numel, parameters)) <= LARGEST and len({parameter.dtype for parameter in parameters}) == 1
-    if rule is None or not small or not all(map(_plain, parameters)):
+    plain = all(map(_plain, parameters))  # asked first: parameters that are not there yet have no size
+    if rule is None or not plain or sum(map(torch.numel, parameters)) > LARGEST:
         return functools.partial(bare, optimizer)
     trials, members = TRIALS, [list(group["params"]) for group in optimizer.param_groups]
 
@@ -117,11 +118,14 @@ def _taken(optimizer: torch.optim.Optimizer, group: dict[str, Any], members: lis
     needed = "step" if "betas" in group else "momentum_buffer"
     keeps = needed == "step" or group["momentum"]  # reading the state of SGD without momentum would create one
     taken: list[Any] = []
+    kind = members[0].dtype if members else None
+    if kind not in _WIDE:
+        return None
     for parameter in group["params"]:
         gradient = parameter.grad
         if gradient is not None:
             state = optimizer.state[parameter] if keeps else {}
-            if (keeps and state.get(needed) is None) or gradient.is_sparse:
+            if (keeps and state.get(needed) is None) or gradient.is_sparse or parameter.dtype is not kind:
                 return None
             taken.append((parameter, gradient, state))
     return taken
@@ -137,8 +141,8 @@ def _copied(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _same(ours: Taken, torchs: Taken) -> bool:
-    """Whether parameters and states have the same bits (which two nans need not have)."""
+    """Whether parameters and states have the same bits."""
     return all(
-        torch.equal(mine, parameter) and all(torch.equal(kept[key], state[key]) for key in state)
+        same_bits(mine, parameter) and all(same_bits(kept[key], state[key]) for key in state)
         for (mine, _, kept), (parameter, _, state) in zip(ours, torchs, strict=True)
     )

@@ -86,12 +86,13 @@ def loss_of(loss: Any) -> Callable[[Any, Any], Any]:
     usual = loss if settings is _Defaults else lambda *values: loss.forward(*values)
 
     def mean_squared_error(output: Any, target: Any) -> Any:
-        if type(output) is type(target) is Tensor and output.shape == target.shape and not modes():
+        known = settings.reduction in numbers and type(output) is type(target) is Tensor
+        if known and output.shape == target.shape and not modes():
             return kernel(output, target, numbers[settings.reduction])
         return usual(output, target)
 
     def cross_entropy(output: Any, target: Any) -> Any:
-        if type(output) is type(target) is Tensor and not modes():
+        if settings.reduction in numbers and type(output) is type(target) is Tensor and not modes():
             how = settings.weight, numbers[settings.reduction], settings.ignore_index, settings.label_smoothing
             return kernel(output, target, *how)
         return usual(output, target)
@@ -111,22 +112,21 @@ def loss_of(loss: Any) -> Callable[[Any, Any], Any]:
 def backward() -> Callable[[Tensor], None]:
     """`loss.backward()`, for a plain number on the CPU without looking at its arguments anew each step.
 
-    The gradient of the loss itself, a one, is made once, and anew only if a hook has changed it in place. On a device
+    The gradient of the loss itself, a one, is made once, and anew only if somebody has changed it. On a device
     torch's own way is needed: it hands the context of this thread to those that run the backward pass there.
     """
     engine = getattr(torch.autograd.Variable, "_execution_engine", None)
     run: Any = getattr(engine, "run_backward", None)
-    if run is None:
+    if run is None or Tensor.backward is not _BACKWARD:
         return lambda loss: loss.backward()
-    ones = {dtype: torch.ones((), dtype=dtype) for dtype in (torch.float32, torch.float64)}
-    untouched = version(ones[torch.float32])
+    ones = {dtype: torch.ones((), dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64)}
 
     def backward(loss: Tensor) -> None:
         one = ones.get(loss.dtype)
         if one is None or type(loss) is not Tensor or loss.dim() or not loss.is_cpu:
             loss.backward()
             return
-        if one._version != untouched:
+        if one.item() != 1.0:  # its version does not tell of changes through .data or NumPy
             one = ones[loss.dtype] = torch.ones_like(one)
         run((loss,), (one,), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
@@ -179,13 +179,13 @@ def stepping(optimizer: torch.optim.Optimizer, step: Callable[[], Any]) -> Calla
             optimizer.step()
             return
         if "step" in own:
-            if not hasattr(own["step"], "_wrapped_by_lr_sched"):
+            if not _only_marks(optimizer):
                 optimizer.step()
                 return
             own["_opt_called"] = True
         enabled = torch.is_grad_enabled()
-        switch(False)
         try:
+            switch(False)  # in here, since a Ctrl-C may come right after it
             step()
         finally:
             switch(enabled)
@@ -193,12 +193,24 @@ def stepping(optimizer: torch.optim.Optimizer, step: Callable[[], Any]) -> Calla
     return update
 
 
+def _only_marks(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the step of the instance is that of its class in nothing but the mark of a learning rate scheduler.
+
+    Whoever wraps a step with functools.wraps copies the mark too, so it is what lies under it that is looked at.
+    """
+    step = vars(optimizer)["step"]
+    return hasattr(step, "_wrapped_by_lr_sched") and getattr(step, "__wrapped__", None) is type(optimizer).step
+
+
+_BACKWARD, _ZERO_GRAD = Tensor.backward, torch.optim.Optimizer.zero_grad  # to notice whoever replaces them later
+
+
 def clearing(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
     """`optimizer.zero_grad()` of an optimizer of torch, as long as nothing has been put around it."""
     own, profiler = vars(optimizer), torch.autograd.profiler
 
     def clear() -> None:
-        if "zero_grad" in own or profiler._is_profiler_enabled:
+        if "zero_grad" in own or type(optimizer).zero_grad is not _ZERO_GRAD or profiler._is_profiler_enabled:
             optimizer.zero_grad()
             return
         for group in optimizer.param_groups:
@@ -209,15 +221,23 @@ def clearing(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
 
 
 def set_mode(model: nn.Module, training: bool) -> None:
-    """`model.train(training)`, which for modules that are in that mode already does nothing."""
-    if type(model).train is not nn.Module.train:
-        model.train(training)
+    """`model.train()` or `model.eval()`, which for modules that are in that mode already does nothing."""
+    if type(model).eval is nn.Module.eval and "eval" not in vars(model):
+        _train(model, training)
+    else:
+        model.train() if training else model.eval()
+
+
+def _train(module: nn.Module, mode: bool) -> None:
+    """`module.train(mode)`, asked of each module that has a way of its own."""
+    if type(module).train is not nn.Module.train or "train" in vars(module):
+        module.train(mode)
         return
-    if model.training is not training:
-        model.training = training
-    for child in model._modules.values():
+    if module.training is not mode:
+        module.training = mode
+    for child in module._modules.values():
         if child is not None:
-            set_mode(child, training)
+            _train(child, mode)
 
 
 def without_compiler() -> None:
@@ -247,11 +267,32 @@ def _until_compiling(method: Callable[..., Any]) -> Callable[..., Any]:
 def copy_over(targets: list[Tensor], sources: list[Tensor]) -> None:
     """The numbers of each source into its target, without a gradient."""
     enabled = torch.is_grad_enabled()
-    torch._C._set_grad_enabled(False)
     try:
+        torch._C._set_grad_enabled(False)
         foreach("copy")(targets, sources)
     finally:
         torch._C._set_grad_enabled(enabled)
+
+
+def held_by(model: nn.Module) -> list[Tensor] | None:
+    """The tensors that `model.state_dict()` is made of, in its order; None where a module makes its own way."""
+    held: list[Tensor] = []
+
+    def visit(module: nn.Module) -> bool:
+        kind, own = type(module), vars(module)
+        if (
+            kind.state_dict is not nn.Module.state_dict or "state_dict" in own
+            or kind._save_to_state_dict is not nn.Module._save_to_state_dict or "_save_to_state_dict" in own
+            or kind.get_extra_state is not nn.Module.get_extra_state
+            or own["_state_dict_hooks"] or own["_state_dict_pre_hooks"]
+        ):  # fmt: skip
+            return False
+        held.extend(parameter for parameter in own["_parameters"].values() if parameter is not None)
+        passing = own["_non_persistent_buffers_set"]
+        held.extend(b for name, b in own["_buffers"].items() if b is not None and name not in passing)
+        return all(visit(child) for child in own["_modules"].values() if child is not None)
+
+    return held if visit(model) else None
 
 
 def hooks_of_state_dict(optimizer: torch.optim.Optimizer) -> bool:
@@ -280,7 +321,7 @@ def step_hooked(optimizer: torch.optim.Optimizer) -> bool:
     return (
         any(own.get(kind) for kind in kinds)
         or any(getattr(everywhere, kind, None) for kind in everyones)
-        or ("step" in own and not hasattr(own["step"], "_wrapped_by_lr_sched"))
+        or ("step" in own and not _only_marks(optimizer))
     )
 
 

@@ -59,6 +59,7 @@ class BestCheckpoint:
         self._leads = next(p for p in trainer.plugins.values() if isinstance(p, BestCheckpoint)) is self
         self._row: dict[str, Any] = {}
         self._best: Snapshot | None = None
+        self._spare: Snapshot | None = None  # an earlier best, whose memory the next one takes
         self._unwritten = False  # whether the best is not on the disk yet
         self._last_step: int | None = None  # of the last checkpoint that was written
         self._path: Path | None = None
@@ -82,8 +83,10 @@ class BestCheckpoint:
     def _keep(self, trainer: Trainer) -> None:
         if self._is_best:
             self._unwritten = trainer.run_dir is not None
-            old, self._best = self._best, None  # a Ctrl-C halfway must not leave half of each
-            self._best = trainer.snapshot(over=old) if self._unwritten or self.restore_best else None
+            if self._unwritten or self.restore_best:  # over the one before, so that a Ctrl-C halfway harms neither
+                self._best, self._spare = trainer.snapshot(over=self._spare), self._best
+            else:
+                self._best = None
         if self._is_due:
             self._write(trainer)
 
@@ -104,7 +107,7 @@ class BestCheckpoint:
             self._write(trainer)
 
     def on_teardown(self) -> None:
-        self._best = None  # it may be as large as the model and its optimizer
+        self._best = self._spare = None  # each may be as large as the model and its optimizer
 
     def on_checkpoint(self, path: Path) -> None:
         self._newest = path

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
-from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from framework import RunDirError, Trainer
 
@@ -24,19 +23,20 @@ class History:
 
     def __init__(self, name: str = "history") -> None:
         self.name = name
-        self._file: FileIO | None = None
+        self._file: BinaryIO | None = None
 
     def on_fit_start(self, trainer: Trainer) -> None:
         if trainer.run_dir is not None:
             self._path = trainer.run_dir / "metrics.jsonl"
             with _said(self._path):
                 trainer.run_dir.mkdir(parents=True, exist_ok=True)
-                self._file = self._path.open("wb", buffering=0)  # each row goes to the system at once
+                self._file = self._path.open("wb")
 
     def on_epoch_end(self, metrics: Mapping[str, Any]) -> None:
         if self._file is not None:
             with _said(self._path):
                 self._file.write(f"{json.dumps(dict(metrics))}\n".encode())
+                self._file.flush()
 
     def on_teardown(self) -> None:
         if self._file is not None:

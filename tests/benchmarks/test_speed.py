@@ -78,7 +78,7 @@ def test_a_row_within_its_limits_passes_the_check(speed):
 
 
 def test_a_row_that_falls_short_is_named_and_fails_the_check_alone(speed):
-    good, bad = (measured(speed, id, turn(1.0, ours=0.36, default=0.74)) for id in ("1", "4"))
+    good, bad = (measured(speed, id, turn(1.0, ours=0.36, default=0.49)) for id in ("1", "4"))
 
     assert speed.short(bad) == [
         f"row 4, {bad.row.title}: no plugins 0.360, at most 0.35",
@@ -136,14 +136,17 @@ def test_a_row_that_was_left_out_falls_short_of_nothing(speed):
 
 
 def test_the_table_has_a_line_a_row_as_text_and_as_markdown(speed):
-    rows = [measured(speed, "1", turn(1.0, ours=0.3, default=0.65)), measured(speed, "6")]
+    rows = [measured(speed, "1", turn(1.0, ours=0.3, default=0.4)), measured(speed, "6")]
 
     text = speed.drawn(speed.table(rows), markdown=False).splitlines()
     marked = speed.drawn(speed.table(rows), markdown=True).splitlines()
 
     assert len(text) == 3
-    assert "1,000          0.30 (0.30 to 0.30)  0.38     0.40 (0.40 to 0.40)  0.50     250 ms          0.65" in text[1]
-    assert text[1].endswith("0.65 / 0.82")
+    assert (
+        "1,000          0.30 (0.30 to 0.30)  0.38     0.40 (0.40 to 0.40)  0.50     250 ms                  0.15"
+        in text[1]
+    )
+    assert text[1].endswith("0.65 / 0.70")
     assert len(marked) == 4
     assert {line.count("|") for line in marked} == {len(speed.HEAD) + 1}
 

