@@ -86,15 +86,15 @@ def loss_of(loss: Any) -> Callable[[Any, Any], Any]:
     usual = loss if settings is _Defaults else lambda *values: loss.forward(*values)
 
     def mean_squared_error(output: Any, target: Any) -> Any:
-        known = settings.reduction in numbers and type(output) is type(target) is Tensor
-        if known and output.shape == target.shape and not modes():
-            return kernel(output, target, numbers[settings.reduction])
+        how = numbers.get(settings.reduction)
+        if how is not None and type(output) is type(target) is Tensor and output.shape == target.shape and not modes():
+            return kernel(output, target, how)
         return usual(output, target)
 
     def cross_entropy(output: Any, target: Any) -> Any:
-        if settings.reduction in numbers and type(output) is type(target) is Tensor and not modes():
-            how = settings.weight, numbers[settings.reduction], settings.ignore_index, settings.label_smoothing
-            return kernel(output, target, *how)
+        how = numbers.get(settings.reduction)
+        if how is not None and type(output) is type(target) is Tensor and not modes():
+            return kernel(output, target, settings.weight, how, settings.ignore_index, settings.label_smoothing)
         return usual(output, target)
 
     for function, kind, name, mine in (
@@ -208,9 +208,11 @@ _BACKWARD, _ZERO_GRAD = Tensor.backward, torch.optim.Optimizer.zero_grad  # to n
 def clearing(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
     """`optimizer.zero_grad()` of an optimizer of torch, as long as nothing has been put around it."""
     own, profiler = vars(optimizer), torch.autograd.profiler
+    if type(optimizer).zero_grad is not _ZERO_GRAD:
+        return lambda: optimizer.zero_grad()
 
     def clear() -> None:
-        if "zero_grad" in own or type(optimizer).zero_grad is not _ZERO_GRAD or profiler._is_profiler_enabled:
+        if "zero_grad" in own or profiler._is_profiler_enabled:
             optimizer.zero_grad()
             return
         for group in optimizer.param_groups:

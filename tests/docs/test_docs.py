@@ -207,9 +207,9 @@ def test_no_page_is_of_a_recipe_that_is_gone():
 
 def test_every_picture_is_shown_by_a_page():
     shown = {
-        match for page in PAGES for match in re.findall(r"\(img/([\w-]+\.svg)\)", page.read_text(encoding="utf-8"))
+        page.parent / link for page in PAGES for link in re.findall(r"\((img/[\w-]+\.svg)\)", page.read_text("utf-8"))
     }
-    assert {file.name for file in (DOCS / "labs" / "img").iterdir()} == shown
+    assert {file for folder in (DOCS / "img", DOCS / "labs" / "img") for file in folder.iterdir()} == shown
 
 
 # -------------------------------------------------------------------------------------------- the Korean pages
