@@ -37,14 +37,16 @@ def collates_plainly(collate: Any) -> bool:
     return collate is default_collate and _collate_map() == _collate_plain
 
 
+_collating = sys.modules.get(default_collate.__module__)
+
+
 def _collate_map() -> list[Any]:
-    known = getattr(sys.modules.get(default_collate.__module__), "default_collate_fn_map", {})
+    known = getattr(_collating, "default_collate_fn_map", {})
     return [known.get(Tensor), known.get(int), known.get(float)]
 
 
 _collate_plain = [  # as torch has them, whoever has changed them before this is imported
-    getattr(sys.modules.get(default_collate.__module__), f"collate_{name}_fn", "unknown")
-    for name in ("tensor", "int", "float")
+    getattr(_collating, f"collate_{name}_fn", "unknown") for name in ("tensor", "int", "float")
 ]
 
 
@@ -353,4 +355,7 @@ def overridden() -> bool:
 
 def undisturbed() -> bool:
     """Nothing is on that the three of these look for: `overridden`, `profiling`, another `collates_plainly`."""
-    return not overridden() and not profiling() and _collate_map() == _collate_plain
+    return (
+        not (_functions is None or _dispatches is None or _functions() or _dispatches() or profiling())
+        and _collate_map() == _collate_plain
+    )

@@ -62,7 +62,8 @@ def unfit(tensors: Any, device: torch.device) -> str:
 def as_before(columns: tuple[Any, ...], size: int) -> bool:
     """Whether tensors that were fit still are, by all that a method of theirs can change."""
     for column in columns:
-        if column.requires_grad or not _in_order(column) or not column.dim() or column.size(0) != size:
+        dims = column.dim()
+        if not dims or column.size(0) != size or column.requires_grad or (dims > 2 and not column.is_contiguous()):
             return False
     return True
 
