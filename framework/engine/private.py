@@ -62,6 +62,8 @@ def calling(module: Any, inside: Callable[..., Any] | None = None) -> Callable[.
     if type(module).__call__ is not nn.Module.__call__ or None in known:
         return module  # type: ignore[no-any-return]
     own, (all_after, all_before, all_back, all_back_before) = vars(module), known
+    if any(f"_{kind}" not in own for kind in kinds):
+        return module  # type: ignore[no-any-return]
 
     def call(*values: Any) -> Any:
         if (
@@ -140,10 +142,22 @@ def bare_step(optimizer: torch.optim.Optimizer) -> Step | None:
     kind = type(optimizer)
     if getattr(torch.optim, kind.__name__, None) is not kind or optimizer.defaults.get("differentiable"):
         return None
+    if not all(hasattr(owner, name) for owner, names in _looked_at(optimizer) for name in names):
+        return None  # what is looked at in each step
     hooked: Any = kind.step
     ranged = getattr(hooked, "__wrapped__", None)  # under the range and the hooks
     bare: Step | None = getattr(ranged, "__wrapped__", None)  # under the switch that turns gradients off
     return bare if getattr(hooked, "hooked", False) and not hasattr(bare, "__wrapped__") else None
+
+
+def _looked_at(optimizer: torch.optim.Optimizer) -> list[tuple[Any, tuple[str, ...]]]:
+    everywhere = sys.modules.get("torch.optim.optimizer")
+    return [
+        (optimizer, ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")),
+        (everywhere, ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")),
+        (torch.autograd.profiler, ("_is_profiler_enabled",)),
+        (torch._C, ("_set_grad_enabled",)),
+    ]
 
 
 @functools.cache
@@ -210,7 +224,7 @@ _BACKWARD, _ZERO_GRAD = Tensor.backward, torch.optim.Optimizer.zero_grad  # to n
 def clearing(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
     """`optimizer.zero_grad()` of an optimizer of torch, as long as nothing has been put around it."""
     own, profiler = vars(optimizer), torch.autograd.profiler
-    if type(optimizer).zero_grad is not _ZERO_GRAD:
+    if type(optimizer).zero_grad is not _ZERO_GRAD or not hasattr(profiler, "_is_profiler_enabled"):
         return lambda: optimizer.zero_grad()
 
     def clear() -> None:
@@ -270,12 +284,13 @@ def _until_compiling(method: Callable[..., Any]) -> Callable[..., Any]:
 
 def copy_over(targets: list[Tensor], sources: list[Tensor]) -> None:
     """The numbers of each source into its target, without a gradient."""
-    enabled = torch.is_grad_enabled()
-    try:
-        torch._C._set_grad_enabled(False)
+    with torch.no_grad():
         foreach("copy")(targets, sources)
-    finally:
-        torch._C._set_grad_enabled(enabled)
+
+
+_HELD = {
+    "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_state_dict_hooks", "_state_dict_pre_hooks",
+}  # fmt: skip
 
 
 def held_by(model: nn.Module) -> list[Tensor] | None:
@@ -285,7 +300,8 @@ def held_by(model: nn.Module) -> list[Tensor] | None:
     def visit(module: nn.Module) -> bool:
         kind, own = type(module), vars(module)
         if (
-            kind.state_dict is not nn.Module.state_dict or "state_dict" in own
+            not own.keys() >= _HELD
+            or kind.state_dict is not nn.Module.state_dict or "state_dict" in own
             or kind._save_to_state_dict is not nn.Module._save_to_state_dict or "_save_to_state_dict" in own
             or kind.get_extra_state is not nn.Module.get_extra_state
             or own["_state_dict_hooks"] or own["_state_dict_pre_hooks"]
@@ -355,7 +371,4 @@ def overridden() -> bool:
 
 def undisturbed() -> bool:
     """Nothing is on that the three of these look for: `overridden`, `profiling`, another `collates_plainly`."""
-    return (
-        not (_functions is None or _dispatches is None or _functions() or _dispatches() or profiling())
-        and _collate_map() == _collate_plain
-    )
+    return not overridden() and not profiling() and _collate_map() == _collate_plain
