@@ -274,8 +274,8 @@ def child(*arguments: Any) -> dict[str, Any]:
         SystemExit: the process failed
     """
     command = [sys.executable, str(Path(__file__).resolve()), "--child", *map(str, arguments)]
-    threads = {name: str(THREADS) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    done = subprocess.run(command, env={**os.environ, **threads}, capture_output=True, encoding="utf-8")
+    told = {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS), "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(command, env={**os.environ, **told}, capture_output=True, encoding="utf-8")
     if done.returncode != 0:
         sys.exit(f"{' '.join(map(str, arguments))} ended with {done.returncode}: {done.stderr}")
     return dict(json.loads(done.stdout.splitlines()[-1]))

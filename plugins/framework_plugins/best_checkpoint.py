@@ -17,9 +17,10 @@ SHORTEST = 1.0  # seconds between two writes during a fit
 class BestCheckpoint:
     """Keeps the checkpoint of the best epoch by a monitored figure, and the last one.
 
-    The best is kept as a copy in memory. Best and last are written at the end, at a stop, after an error, and during
-    the fit whenever 20 times the duration of the last write has passed: a toy run of a thousand epochs writes once.
-    Without a run directory nothing is written; `result.best` and `restore_best` work all the same.
+    The best is kept as a copy in memory, beside the one before it, whose memory the next one takes. Best and last are
+    written at the end, at a stop, after an error, and during the fit whenever 20 times the duration of the last write
+    has passed: a toy run of a thousand epochs writes once. Without a run directory nothing is written; `result.best`
+    and `restore_best` work all the same.
 
     The weights are those at the end of the best epoch. A training loss is measured on the way there, before each step,
     so give a run a validation set where the best weights matter.
