@@ -56,7 +56,7 @@ class Console:
         self._print_pending()
         yield  # what others print at the end, such as the recipe, stands between the table and the result
         ways = trainer.engine.told()
-        for name in [name for name in ways if name not in trainer.loaders and name != "test"]:
+        for name in [name for name in ways if name not in trainer.loaders]:
             _say(f"{name:<10}{ways[name]}")  # known only now: what was recorded, what could not be compiled
         amount = f"{_plural(result.epochs, 'epoch')}, {_plural(result.steps, 'step')}, {result.seconds:.1f} s"
         _say(f"stopped   {result.stop_reason}; {amount}" if result.stop_reason else f"stopped   after {amount}")
