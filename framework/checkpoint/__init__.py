@@ -11,6 +11,8 @@ A `Snapshot` is the whole state in memory; the rest of the program knows only th
 """
 
 from framework.checkpoint.codec import decode, encode
-from framework.checkpoint.store import Snapshot, copy, find, read, restore_model, take, write
+from framework.checkpoint.restore import restore_model
+from framework.checkpoint.snapshot import Snapshot, copy, take
+from framework.checkpoint.store import find, read, write
 
 __all__ = ["Snapshot", "copy", "decode", "encode", "find", "read", "restore_model", "take", "write"]

@@ -8,113 +8,18 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from operator import is_
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor, nn
+from torch import Tensor
 
 from framework.checkpoint.codec import decode, encode
-from framework.device import apply
-from framework.engine import copy_over, held_by, hooks_of_state_dict
+from framework.checkpoint.snapshot import Snapshot
 from framework.errors import CheckpointError
 
 FORMAT = 1
-
-
-@dataclass
-class Snapshot:
-    """The state of a fit at a step boundary; the tensors are copies.
-
-    `model` is the model's state dict, `optimizer` the optimizer's, `plugins` each plugin's state under its name;
-    `epoch` and `step` count what had been completed. `live` is what makes it quick to take the next one over it.
-    """
-
-    epoch: int
-    step: int
-    model: dict[str, Any]
-    optimizer: dict[str, Any]
-    plugins: dict[str, Any] = field(default_factory=dict)
-    live: Live | None = field(default=None, repr=False, compare=False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "live": None}
-
-
-def copy(tree: Any) -> Any:
-    """The same tree with its own tensors, on the same device."""
-    return apply(lambda tensor: tensor.detach().clone(), tree)
-
-
-def take(
-    epoch: int, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, plugins: dict[str, Any],
-    over: Snapshot | None = None,
-) -> Snapshot:  # fmt: skip
-    """A snapshot of this state.
-
-    Args:
-        over: an earlier one that nobody needs any more. Where it is of the same tensors they are copied over those of
-            it, and what takes most of the time for a small model, asking for the names of everything, is left out.
-    """
-    held = held_by(model)
-    entries = list(optimizer.state.values())
-    if held is None or hooks_of_state_dict(optimizer) or any(type(entry) is not dict for entry in entries):
-        return Snapshot(epoch, step, *map(copy, (model.state_dict(), optimizer.state_dict(), plugins)))
-    held += [value for entry in entries for value in entry.values()]
-    members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    lengths = [len(group["params"]) for group in optimizer.param_groups]
-    if over is not None and over.live is not None:
-        live = over.live
-        if (
-            _are(held, live.tensors) and _are(members, live.members) and lengths == live.lengths
-            and [(tensor.shape, tensor.dtype) for tensor in held] == live.kinds
-        ):  # fmt: skip
-            copy_over(live.copies, held)
-            old = over.optimizer["param_groups"]
-            groups = [_settings(group, was["params"]) for group, was in zip(optimizer.param_groups, old, strict=True)]
-            state = {**over.optimizer, "param_groups": groups}
-            return Snapshot(epoch, step, over.model, state, copy(plugins), live)
-    snapshot = Snapshot(epoch, step, *map(copy, (model.state_dict(), optimizer.state_dict(), plugins)))
-    kept = [value for entry in snapshot.optimizer.get("state", {}).values() for value in entry.values()]
-    copies = [*snapshot.model.values(), *kept]
-    if len(copies) == len(held) and all(isinstance(value, Tensor) and not value.is_sparse for value in held + copies):
-        kinds = [(tensor.shape, tensor.dtype) for tensor in held]
-        if kinds == [(tensor.shape, tensor.dtype) for tensor in copies]:
-            snapshot.live = Live(held, members, lengths, kinds, copies)
-    return snapshot
-
-
-@dataclass
-class Live:
-    """The tensors that a snapshot was taken of, the optimizer's parameters by group, and the copies, all in order."""
-
-    tensors: list[Tensor]
-    members: list[Tensor]
-    lengths: list[int]
-    kinds: list[Any]
-    copies: list[Tensor]
-
-
-def _settings(group: dict[str, Any], params: list[int]) -> dict[str, Any]:
-    """A group of an optimizer as its state_dict tells it."""
-    settings = {**group}
-    del settings["params"]
-    if not {*map(type, settings.values())} <= _NUMBERS:
-        settings = copy(settings)
-    settings["params"] = params
-    return settings
-
-
-_NUMBERS = {bool, int, float, str, type(None)}
-
-
-def _are(some: list[Tensor], others: list[Tensor]) -> bool:
-    return len(some) == len(others) and all(map(is_, some, others))
 
 
 def write(snapshot: Snapshot, run_dir: Path, labels: Iterable[str]) -> Path:
@@ -239,22 +144,3 @@ def read(path: Path) -> Snapshot:
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, OverflowError, SafetensorError) as error:
         raise CheckpointError(f"the checkpoint {path} is damaged: {type(error).__name__}: {error}") from error
-
-
-def restore_model(snapshot: Snapshot, model: nn.Module) -> None:
-    """Put the weights of a snapshot into a model; nothing is changed if they do not fit.
-
-    Raises:
-        CheckpointError: with the first differences of names and shapes
-    """
-    live = model.state_dict()
-    differences = [f"{name} is missing in the checkpoint" for name in live if name not in snapshot.model]
-    differences += [f"{name} is not in the model" for name in snapshot.model if name not in live]
-    differences += [
-        f"{name}: checkpoint {tuple(held.shape)}, model {tuple(live[name].shape)}"
-        for name, held in snapshot.model.items()
-        if isinstance(held, Tensor) and isinstance(live.get(name), Tensor) and held.shape != live[name].shape
-    ]
-    if differences:
-        raise CheckpointError("the checkpoint is of another model: " + "; ".join(differences[:5]))
-    model.load_state_dict(snapshot.model)

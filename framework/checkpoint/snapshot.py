@@ -1,0 +1,103 @@
+"""The state of a fit in memory, copied so that training can go on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from framework.device import apply
+from framework.engine import copy_over, held_by, hooks_of_state_dict
+
+
+@dataclass
+class Snapshot:
+    """The state of a fit at a step boundary; the tensors are copies.
+
+    `model` is the model's state dict, `optimizer` the optimizer's, `plugins` each plugin's state under its name;
+    `epoch` and `step` count what had been completed. `live` is what makes it quick to take the next one over it.
+    """
+
+    epoch: int
+    step: int
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    plugins: dict[str, Any] = field(default_factory=dict)
+    live: Live | None = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "live": None}
+
+
+def copy(tree: Any) -> Any:
+    """The same tree with its own tensors, on the same device."""
+    return apply(lambda tensor: tensor.detach().clone(), tree)
+
+
+def take(
+    epoch: int, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, plugins: dict[str, Any],
+    over: Snapshot | None = None,
+) -> Snapshot:  # fmt: skip
+    """A snapshot of this state.
+
+    Args:
+        over: an earlier one that nobody needs any more. Where it is of the same tensors they are copied over those of
+            it, and what takes most of the time for a small model, asking for the names of everything, is left out.
+    """
+    held = held_by(model)
+    entries = list(optimizer.state.values())
+    if held is None or hooks_of_state_dict(optimizer) or any(type(entry) is not dict for entry in entries):
+        return Snapshot(epoch, step, *map(copy, (model.state_dict(), optimizer.state_dict(), plugins)))
+    held += [value for entry in entries for value in entry.values()]
+    members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    lengths = [len(group["params"]) for group in optimizer.param_groups]
+    if over is not None and over.live is not None:
+        live = over.live
+        if (
+            _are(held, live.tensors) and _are(members, live.members) and lengths == live.lengths
+            and [(tensor.shape, tensor.dtype) for tensor in held] == live.kinds
+        ):  # fmt: skip
+            copy_over(live.copies, held)
+            old = over.optimizer["param_groups"]
+            groups = [_settings(group, was["params"]) for group, was in zip(optimizer.param_groups, old, strict=True)]
+            state = {**over.optimizer, "param_groups": groups}
+            return Snapshot(epoch, step, over.model, state, copy(plugins), live)
+    snapshot = Snapshot(epoch, step, *map(copy, (model.state_dict(), optimizer.state_dict(), plugins)))
+    kept = [value for entry in snapshot.optimizer.get("state", {}).values() for value in entry.values()]
+    copies = [*snapshot.model.values(), *kept]
+    if len(copies) == len(held) and all(isinstance(value, Tensor) and not value.is_sparse for value in held + copies):
+        kinds = [(tensor.shape, tensor.dtype) for tensor in held]
+        if kinds == [(tensor.shape, tensor.dtype) for tensor in copies]:
+            snapshot.live = Live(held, members, lengths, kinds, copies)
+    return snapshot
+
+
+@dataclass
+class Live:
+    """The tensors that a snapshot was taken of, the optimizer's parameters by group, and the copies, all in order."""
+
+    tensors: list[Tensor]
+    members: list[Tensor]
+    lengths: list[int]
+    kinds: list[Any]
+    copies: list[Tensor]
+
+
+def _settings(group: dict[str, Any], params: list[int]) -> dict[str, Any]:
+    """A group of an optimizer as its state_dict tells it."""
+    settings = {**group}
+    del settings["params"]
+    if not {*map(type, settings.values())} <= _NUMBERS:
+        settings = copy(settings)
+    settings["params"] = params
+    return settings
+
+
+_NUMBERS = {bool, int, float, str, type(None)}
+
+
+def _are(some: list[Tensor], others: list[Tensor]) -> bool:
+    return len(some) == len(others) and all(map(is_, some, others))
