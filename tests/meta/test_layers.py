@@ -16,7 +16,8 @@ ORDER = [  # each imports only those before it
     "mistakes", "engine.private", "engine.losses", "engine.prefetch", "engine.vision", "engine.samples",
     "engine.loader", "engine.optimizers", "engine.step", "engine.graph", "engine.memory", "engine.precision",
     "engine.engine", "engine", "checkpoint.files", "checkpoint.codec", "checkpoint.tensors", "checkpoint.snapshot",
-    "checkpoint.store", "checkpoint.restore", "checkpoint.place", "checkpoint", "loop", "trainer", "recipe", "testing", "cli.pictures", "cli.rundir", "cli.lab", "cli", "cli.running", "cli.options", "cli.show", "cli.runs",
+    "checkpoint.store", "checkpoint.restore", "checkpoint.place", "checkpoint", "loop", "trainer", "recipe",
+    "testing", "cli.pictures", "cli.rundir", "cli.lab", "cli", "cli.running", "cli.options", "cli.show", "cli.runs",
     "cli.train",
 ]  # fmt: skip
 
