@@ -55,6 +55,13 @@ class CheckpointError(FrameworkError):
     """A checkpoint that cannot be written or read, or that belongs to another model."""
 
 
+def one_of(name: str, value: str, known: tuple[str, ...]) -> str:
+    """`value`, one of `known`; else a UsageError that names both."""
+    if value not in known:
+        raise UsageError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}")
+    return value
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`" Did you mean 'x'?"` for the nearest of `known`, else what there is to choose from."""
     names = sorted(set(known))

@@ -61,10 +61,12 @@ def run(trainer: Trainer) -> None:
     hooks = trainer.plugins.frozen("train")
     while not trainer.honour() and trainer.epoch < trainer.epochs:
         epoch = trainer.epoch
-        hooks.on_epoch_start(trainer, epoch)
+        if not trainer.place.inside:
+            hooks.on_epoch_start(trainer, epoch)
         figures = train(trainer, trainer.loaders["train"])
         if figures is None:  # stopped inside the epoch: it has no row
             return
+        trainer.place.leave()
         if "val" in trainer.loaders:
             figures = {**figures, **evaluate(trainer, "val", trainer.loaders["val"], taken=figures)}
         trainer.epoch += 1
@@ -76,13 +78,16 @@ def run(trainer: Trainer) -> None:
 def train(trainer: Trainer, loader: Iterable[Any]) -> Mapping[str, float] | None:
     """One pass over train; its figures, or None where a stop was honoured before its end."""
     hooks, model = trainer.plugins.frozen("train"), trainer.prepared
-    mean, first = Mean(trainer.device, trainer.refusing("train")), trainer.step
+    mean, place = Mean(trainer.device, trainer.refusing("train")), trainer.place
     trainer.engine.set_mode(model, True)
-    hooks.on_split_start(trainer, "train")
+    if not place.inside:
+        hooks.on_split_start(trainer, "train")
     step = trainer.engine.step(trainer)
     loss_of, later = _losses(trainer, "train", step)
     pairs = not (hooks.forward or hooks.compute_loss)
-    fetched = windows(trainer.engine.batches(trainer, "train", loader, pairs), trainer.accumulate)
+    fetched = place.windows(
+        trainer, mean, lambda: windows(trainer.engine.batches(trainer, "train", loader, pairs), trainer.accumulate)
+    )
     for window in fetched:
         step.clear()
         counts = list(map(trainer.count, window))
@@ -116,7 +121,7 @@ def train(trainer: Trainer, loader: Iterable[Any]) -> Mapping[str, float] | None
         batch = None  # an error in the data set is not to be explained with the batch before
         if (trainer.asked or hooks.agree) and trainer.honour():
             windows_of_all = math.ceil((length(loader) or 0) / trainer.accumulate)
-            if trainer.step - first < windows_of_all or (not windows_of_all and next(fetched, None) is not None):
+            if trainer.step - place.first < windows_of_all or (not windows_of_all and next(fetched, None) is not None):
                 return None
     return _figures(trainer, "train", loader, mean)
 

@@ -9,16 +9,17 @@ import difflib
 import functools
 import inspect
 import types
+import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
+from traceback import extract_tb, format_exception
 from typing import Any
 
 import pluggy
 
 from framework.discovery import Listed, find
-from framework.errors import PluginError, did_you_mean
+from framework.errors import FrameworkError, PluginError, did_you_mean
 from framework.hooks import HOOKS, PROJECT, SPLITS, Hook, HookSpecs, attributes, mark_of
 
 
@@ -44,18 +45,14 @@ def examine(listed: Listed) -> tuple[list[Impl], list[str]]:
     if isinstance(plugin, type):
         return [], [f"{name}: {plugin.__name__} is a class; list an instance, {plugin.__name__}()"]
     impls: list[Impl] = []
-    findings: list[str] = []
     found = attributes(plugin)
-    findings += [f"{name}.{odd}" for odd in _no_functions(plugin, found)]
+    findings = [f"{name}.{odd}" for odd in _no_functions(plugin, found)]
     for attribute, function in found.items():
         if attribute not in HOOKS:
             findings += _misspelt(name, attribute, function)
             continue
-        mark = mark_of(function)
-        impl = Impl(
-            HOOKS[attribute], listed, function, tuple(inspect.signature(function).parameters),
-            bool(mark.get("wrapper")), mark.get("split"),
-        )  # fmt: skip
+        mark, arguments = mark_of(function), tuple(inspect.signature(function).parameters)
+        impl = Impl(HOOKS[attribute], listed, function, arguments, bool(mark.get("wrapper")), mark.get("split"))
         impls.append(impl)
         findings += [f"{name}.{attribute}: {wrong}" for wrong in _wrong_with(impl)]
     if hasattr(plugin, "state_dict") != hasattr(plugin, "load_state_dict"):
@@ -77,12 +74,10 @@ _DESCRIPTORS = property, functools.cached_property, functools.partialmethod
 
 
 def _misspelt(name: str, attribute: str, function: Any) -> Iterator[str]:
-    near = did_you_mean(attribute.lower(), HOOKS)
+    near, similar = did_you_mean(attribute.lower(), HOOKS), [h for h in HOOKS if abs(len(h) - len(attribute)) <= 2]
     if attribute.startswith("on_") or mark_of(function):
         yield f"{name}.{attribute} is not a hook.{near if 'mean' in near else ' python -m framework hooks lists them.'}"
-    elif f"on_{attribute}" in HOOKS or difflib.get_close_matches(
-        attribute.lower(), [hook for hook in HOOKS if abs(len(hook) - len(attribute)) <= 2], cutoff=0.8
-    ):
+    elif f"on_{attribute}" in HOOKS or difflib.get_close_matches(attribute.lower(), similar, cutoff=0.8):
         yield f"{name}.{attribute} is not a hook.{near} (A leading underscore keeps a method of your own apart.)"
 
 
@@ -141,10 +136,7 @@ class _Adapter:
 
 class _PluginManager(pluggy.PluginManager):
     def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
-        return {
-            "wrapper": plugin.impls[name].wrapper, "hookwrapper": False, "optionalhook": False,
-            "tryfirst": False, "trylast": False, "specname": None,
-        }  # fmt: skip
+        return {"wrapper": plugin.impls[name].wrapper}
 
 
 def nobody(*values: Any) -> None:
@@ -165,8 +157,9 @@ class Plugins(Mapping[str, Any]):
     def __init__(self, specs: Iterable[Any], core: Mapping[str, Callable[..., Any]]) -> None:
         self.order: list[Listed] = []
         self.impls: list[Impl] = []
+        self.disabled: set[str] = set()  # those that failed in this fit, see disable_failing
         self._core = core
-        self._frozen: dict[str, SimpleNamespace] = {}
+        self._frozen: dict[str, types.SimpleNamespace] = {}
         findings: list[str] = []
         for spec in specs:
             try:
@@ -177,19 +170,24 @@ class Plugins(Mapping[str, Any]):
             if count > 1:
                 findings.append(f"{count} plugins are called {name!r}; give one of them another name, name=...")
         self._named = {listed.name: listed.plugin for listed in self.order}
-        self._manager = _PluginManager(PROJECT)
-        self._manager.add_hookspecs(HookSpecs)
-        own = Listed("framework", None)
-        self._adapters = [_Adapter(Impl(HOOKS[n], own, f, HOOKS[n].arguments, False, None) for n, f in core.items())]
         for listed in reversed(self.order):
             impls, wrong = examine(listed)
             self.impls[:0], findings = impls, [*wrong, *findings]
-            self._adapters.append(_Adapter(impls if not wrong else ()))
         findings += _conflicts(self.impls)
         if findings:
             raise PluginError("\n".join(findings))
+        self._register()
+
+    def _register(self) -> None:
+        """Tell pluggy of the functions as they are now."""
+        own = Listed("framework", None)
+        core = [Impl(HOOKS[n], own, f, HOOKS[n].arguments, False, None) for n, f in self._core.items()]
+        of_plugins = [[impl for impl in self.impls if impl.listed is listed] for listed in reversed(self.order)]
+        self._adapters = [_Adapter(impls) for impls in (core, *of_plugins)]
+        self._manager = _PluginManager(PROJECT)
+        self._manager.add_hookspecs(HookSpecs)
         for adapter in self._adapters:  # pluggy calls the last registered first
-            self._manager.register(adapter, name=str(id(adapter)))
+            self._manager.register(adapter)
 
     def __getitem__(self, name: str) -> Any:
         return self._named[name]
@@ -202,25 +200,66 @@ class Plugins(Mapping[str, Any]):
 
     def frozen(self, split: str) -> Any:
         """Every hook as one callable of its arguments in order; a hot hook that nobody implements is None."""
-        if split not in self._frozen:
-            frozen = SimpleNamespace(**{name: self._freeze(hook, split) for name, hook in HOOKS.items()})
+        frozen = self._frozen.setdefault(split, types.SimpleNamespace())
+        if not vars(frozen):
             ends = [impl for impl in self.impls if impl.hook.name == "on_batch_end" and impl.split in (None, split)]
             frozen.output_is_asked_for = any("output" in impl.arguments for impl in ends)
-            self._frozen[split] = frozen
-        return self._frozen[split]
+            vars(frozen).update({name: self._freeze(hook, split) for name, hook in HOOKS.items()})
+        return frozen
 
     def _freeze(self, hook: Hook, split: str) -> Callable[..., Any] | None:
         impls = [impl for impl in self.impls if impl.hook is hook and impl.split in (None, split)]
         if not impls:
             return None if hook.hot else self._core.get(hook.name, nobody)
         if any(impl.wrapper for impl in impls):
-            others = [
-                a for a in self._adapters if hook.name in a.impls and a.impls[hook.name].split not in (None, split)
-            ]
+            others = [a for a in self._adapters if (i := a.impls.get(hook.name)) and i.split not in (None, split)]
             caller = self._manager.subset_hook_caller(hook.name, others)
             return lambda *values: caller(**dict(zip(hook.arguments, values, strict=True)))
         call = _compiled(hook, impls)
         return _making(call, impls[0], self._core[hook.name]) if hook.make else call
+
+    def around(self, wrap: Callable[[Impl, Callable[..., Any]], Callable[..., Any]]) -> None:
+        """From now on each implementation is called through `wrap(impl, function)`.
+
+        That is a function of the same arguments, in the order of `impl.arguments`, or `function` itself where there is
+        nothing to do. For an `impl.wrapper` it is a generator that gets to the inner one by `yield from`: so an error
+        that is thrown in is still known from one that the plugin raised. What is wrapped later is further out.
+        """
+        for impl in self.impls:
+            if (made := wrap(impl, impl.function)) is not impl.function:
+                impl.function = functools.update_wrapper(made, impl.function)  # blame and pluggy see through it
+        self._register()
+        for split, frozen in self._frozen.items():  # in place, since the loop holds them
+            vars(frozen).clear()
+            self.frozen(split)
+
+    def disable_failing(self, where: Callable[[], str]) -> None:
+        """From now on an observer whose hook raises an Exception is reported and `disabled`: it is told nothing more.
+
+        An observer implements nothing but tells, none of them as a wrap, and neither on_batch_start nor on_gradients,
+        which are there to change a step: training goes on as it would without it. It hears of the end all the same, in
+        on_exception and on_teardown, so that it can close its files. A FrameworkError is raised on purpose, to end the
+        fit, and ends it; so do KeyboardInterrupt and SystemExit.
+
+        Args:
+            where: the place in the fit, for the report
+        """
+        acting = {i.listed.name for i in self.impls if i.hook.kind != "tell" or i.wrapper or i.hook.name in _FOR_A_STEP}
+
+        def wrap(impl: Impl, function: Callable[..., Any]) -> Callable[..., Any]:
+            def tell(*values: Any) -> None:
+                if impl.hook.isolated or impl.listed.name not in self.disabled:
+                    try:
+                        function(*values)
+                    except FrameworkError:
+                        raise
+                    except Exception as error:
+                        self.disabled.add(impl.listed.name)
+                        _report(impl, where(), error)
+
+            return function if impl.listed.name in acting else tell
+
+        self.around(wrap)
 
     def tell_each(self, name: str, first: BaseException | None, **values: Any) -> BaseException | None:
         """Call an isolated hook of every plugin. What they raise becomes notes on the first error; it is returned."""
@@ -229,11 +268,9 @@ class Plugins(Mapping[str, Any]):
                 try:
                     impl.function(*(values[argument] for argument in impl.arguments))
                 except BaseException as error:
-                    if first is None:
-                        first = error
-                        error.add_note(impl.place)
-                    else:
-                        first.add_note(f"{impl.place} then raised {type(error).__name__}: {error}")
+                    later = "" if first is None else f" then raised {type(error).__name__}: {error}"
+                    first = first or error
+                    first.add_note(f"{impl.place}{later}")
         return first
 
     def blame(self, error: BaseException) -> Impl | None:
@@ -253,11 +290,26 @@ class Plugins(Mapping[str, Any]):
 
     def metric_names(self, split: str) -> list[str]:
         """The figures that plugins promise for a split."""
-        return [n for p in self.values() if hasattr(p, "metric_names") for n in p.metric_names(split)]
+        promised = {name: p.metric_names(split) for name, p in self.items() if hasattr(p, "metric_names")}
+        for name, figures in promised.items():
+            if isinstance(figures, str) or not isinstance(figures, Iterable):
+                raise PluginError(f"plugin {name!r}, metric_names returned {figures!r:.60}: it returns a list of names")
+        return [figure for figures in promised.values() for figure in figures]
 
     def states(self) -> dict[str, Any]:
-        """What each plugin wants remembered, under its name."""
-        return {p.name: p.plugin.state_dict() for p in self.order if hasattr(p.plugin, "state_dict")}
+        """What each plugin wants remembered, under its name; not what one that failed would remember."""
+        return {n: p.state_dict() for n, p in self.items() if hasattr(p, "state_dict") and n not in self.disabled}
+
+
+_FOR_A_STEP = "on_batch_start", "on_gradients"
+
+
+def _report(impl: Impl, where: str, error: Exception) -> None:
+    """Warn of a plugin that is disabled, at the line that failed; the traceback is a note of the warning."""
+    failed = f"plugin {impl.listed.name!r} failed in {impl.hook.name} ({where})"
+    warning = RuntimeWarning(f"{failed} and is disabled for the rest of this fit: {type(error).__name__}: {error}")
+    warning.add_note("".join(format_exception(error)))
+    warnings.warn_explicit(warning, RuntimeWarning, *extract_tb(error.__traceback__)[-1][:2])
 
 
 def _compiled(hook: Hook, impls: Sequence[Impl]) -> Callable[..., Any]:
@@ -272,43 +324,46 @@ def _compiled(hook: Hook, impls: Sequence[Impl]) -> Callable[..., Any]:
 def _making(call: Callable[..., Any], impl: Impl, core: Callable[..., Any]) -> Callable[..., Any]:
     def make(*values: Any) -> Any:
         answer = call(*values)
-        if answer is NotImplemented:
-            return core(*values)
-        return _answered(answer, impl)
+        return core(*values) if answer is NotImplemented else _answered(answer, impl)
 
     return make
 
 
+# What each must answer, and how that is said. A forward may answer anything.
+_ANSWERS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "prepare_model": (lambda a: hasattr(a, "training"), "the model"),
+    "make_loader": (lambda a: hasattr(a, "__iter__"), "the batches, an iterable"),
+    "compute_loss": (lambda a: hasattr(a, "backward"), "a 0-dim tensor"),
+    "backward": (lambda a: a is True, "True"),
+    "optimizer_step": (lambda a: isinstance(a, bool), "True, or False if it did not step"),
+    "reduce": (lambda a: hasattr(a, "tolist"), "a tensor"),
+    "agree": (lambda a: isinstance(a, tuple) and len(a) == 2 and isinstance(a[1], tuple), "the pair (stop, save)"),
+}
+
+
 def _answered(answer: Any, impl: Impl) -> Any:
-    if answer is None:
-        what = {"backward": "True", "optimizer_step": "True, or False if it did not step"}.get(
-            impl.hook.name, "its answer"
-        )
-        forgot = "a wrapper returns what its yield gave" if impl.wrapper else f"it must return {what}"
-        raise PluginError(f"{impl.place} returned None: {forgot}")
+    right, what = _ANSWERS.get(impl.hook.name, (lambda answer: True, "its answer"))
+    if answer is None or not right(answer):
+        rule = "a wrapper returns what its yield gave" if answer is None and impl.wrapper else f"it must return {what}"
+        raise PluginError(f"{impl.place} returned {answer!r:.60}: {rule}")
     return answer
 
 
 def _for_pluggy(impl: Impl) -> Callable[..., Any]:
     """The function as pluggy shall see it: a make that declines answers None there, one that forgets raises."""
     function = impl.function
-    if impl.wrapper:
 
-        @functools.wraps(function)
-        def wrap(*values: Any) -> Any:
-            answer = yield from _once(function(*values), impl)
-            return answer if impl.hook.kind == "tell" else _answered(answer, impl)
+    def wrap(*values: Any) -> Any:
+        answer = yield from _once(function(*values), impl)
+        return answer if impl.hook.kind == "tell" else _answered(answer, impl)
 
-        return wrap
-    if not impl.hook.make:
-        return function
-
-    @functools.wraps(function)
     def make(*values: Any) -> Any:
         answer = function(*values)
         return None if answer is NotImplemented else _answered(answer, impl)
 
-    return make
+    if not (impl.wrapper or impl.hook.make):
+        return function
+    return functools.update_wrapper(wrap if impl.wrapper else make, function)
 
 
 def _once(inner: Generator[Any, Any, Any], impl: Impl) -> Generator[Any, Any, Any]:

@@ -29,6 +29,9 @@ class Recipe:
     drop_last: bool | None = None
     accumulate: int = 1
     on_nonfinite: str = "stop"
+    on_plugin_error: str = "stop"
+    on_save_error: str = "stop"
+    async_save: bool = False
     num_workers: int = 0
     loader: str = "auto"
     cache: bool = False

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from framework import checkpoint, data, device, loop, mistakes
-from framework.checkpoint import Snapshot
+from framework.checkpoint import Place, Resumed, Snapshot, Writer
 from framework.device import resolve
 from framework.discovery import several
 from framework.engine import Engine, without_compiler
-from framework.errors import NonFiniteError, UsageError
+from framework.errors import NonFiniteError, UsageError, one_of
 from framework.plugins import Plugins
 from framework.seed import kept_random_states
 
@@ -56,6 +56,10 @@ class Trainer:
         run_dir: where checkpoints and plugins write; None writes nothing
         samples: how many samples a batch has, where the leading dimensions of its tensors differ
         on_nonfinite: "stop" raises NonFiniteError when a loss is inf or nan; "continue" trains on
+        on_plugin_error: "stop" ends the fit where a plugin fails; "disable" warns and goes on without a plugin that
+            only looks
+        on_save_error: "stop" ends the fit where a checkpoint cannot be written; "continue" warns and trains on
+        async_save: write checkpoints in the background; training waits only while the state is copied
 
     Raises:
         UsageError: an optimizer without any of the model's parameters, a device that is absent, and with every
@@ -65,15 +69,16 @@ class Trainer:
     def __init__(
         self, model: nn.Module, loss: Callable[[Any, Any], Tensor], optimizer: torch.optim.Optimizer,
         plugins: Iterable[Any] = (), device: str | torch.device = "auto", run_dir: str | Path | None = None, *,
-        samples: Callable[[Any], int] | None = None, on_nonfinite: str = "stop",
+        samples: Callable[[Any], int] | None = None, on_nonfinite: str = "stop", on_plugin_error: str = "stop",
+        on_save_error: str = "stop", async_save: bool = False,
     ) -> None:  # fmt: skip
-        _check(model, loss, optimizer, on_nonfinite)
+        _check(model, loss, optimizer)
+        self.on_nonfinite = one_of("on_nonfinite", on_nonfinite, ("stop", "continue"))
         self.model = model
         self.loss = loss
         self.optimizer = optimizer
         self.device = resolve(device)
         self.run_dir = None if run_dir is None else Path(run_dir)
-        self.on_nonfinite = on_nonfinite
         self.plugins = Plugins(several(plugins), loop.ANSWERS)
         self.prepared = model  # what prepare_model gave; the user's module before that
         self.count = samples or data.count_samples
@@ -83,6 +88,9 @@ class Trainer:
         self.loaders: dict[str, Any] = {}
         self.metric_names: tuple[str, ...] = ()
         self.history: list[dict[str, Any]] = []
+        self.place, self._run_lock = Place(self), None  # type: Place, Any
+        forgiving = one_of("on_save_error", on_save_error, ("stop", "continue")) == "continue"
+        self._writer = Writer(async_save, forgiving)
         self.looked_at: set[str] = set()  # the splits of which a first batch was looked at for mistakes
         self._running = False
         self.asked = False  # whether a stop or a save waits for the next step boundary
@@ -95,9 +103,9 @@ class Trainer:
     def fit(
         self, train: Any, val: Any = None, epochs: int = 1, batch_size: int | None = None, shuffle: bool | None = None,
         drop_last: bool | None = None, *, accumulate: int = 1, num_workers: int = 0, loader: str = "auto",
-        cache: bool = False, graph: bool = False, fast: str = "exact",
+        cache: bool = False, graph: bool = False, fast: str = "exact", resume: str | Path | None = None,
     ) -> Result:  # fmt: skip
-        """Train from epoch 0, step 0.
+        """Train from epoch 0, step 0; or from where an earlier fit of the same objects was.
 
         Args:
             train, val: a Dataset, a pair of tensors (x, y), or a DataLoader (then leave out the next three)
@@ -111,9 +119,12 @@ class Trainer:
             cache: keep the samples of a data set of your own in memory; each must always be the same
             graph: on a GPU, record the step as a CUDA graph also where it cannot be proved that it may be recorded
             fast: "exact"; "math" gives up the bits for speed; "plain" calls only what a loop by hand would call
+            resume: a run directory, whose newest sound checkpoint is taken, or one checkpoint of it. Model, optimizer,
+                data, sizes and plugins are given as they were; the fit ends as if it had never been interrupted
 
         Raises:
             UsageError: bad input, before anything is trained where it can be known
+            CheckpointError: a checkpoint that cannot be read or written, or is of another fit than this one
             NonFiniteError: the loss became inf or nan
         """
         if self._running:
@@ -123,12 +134,16 @@ class Trainer:
         self.epochs, self.accumulate = data.positive("epochs", epochs), data.positive("accumulate", accumulate)
         self.num_workers = data.positive("num_workers", num_workers, least=0)
         self.engine = Engine(loader, cache, graph, fast)
+        resumed = None if resume is None else Resumed(Path(resume))
+        if resumed and self.run_dir is None:
+            self.run_dir = resumed.run_dir
         failure: BaseException | None = None
         try:
             with self._explained():
-                self._start(train, val, *sizes)
+                self._start(train, val, *sizes, resumed)
                 loop.run(self)
-                self._running = False
+                self._running, self.place.exact = False, True
+                self._tell_of(self._writer.finished(wait=True))
                 seconds = time.monotonic() - started
                 result = Result(self.epoch, self.step, self._stop, self.history, seconds, self.run_dir)
                 self.plugins.frozen("train").on_fit_end(self, result)
@@ -139,6 +154,9 @@ class Trainer:
             raise
         finally:
             self.engine.close()
+            self._writer.close(failure)
+            if self._run_lock:
+                self._run_lock.close()
             broken = self.plugins.tell_each("on_teardown", failure, trainer=self)
             if failure is None and broken is not None:
                 raise broken
@@ -209,7 +227,11 @@ class Trainer:
         Args:
             over: an earlier one that nobody needs any more; its memory is taken
         """
-        return checkpoint.take(self.epoch, self.step, self.model, self.optimizer, self.plugins.states(), over)
+        over = None if self._writer.holds(over) else over
+        taken = checkpoint.take(self.epoch, self.step, self.model, self.optimizer, self.plugins.states(), over)
+        taken.loop, taken.exact = self.place.tell(self), self.place.exact
+        taken.rows = self.history, len(self.history)
+        return taken
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum of `value` over all processes; plugins sum before they divide."""
@@ -217,8 +239,12 @@ class Trainer:
 
     # --------------------------------------------------------------------------------------------- around the loop
 
-    def _start(self, train: Any, val: Any, batch_size: int | None, shuffle: bool, drop_last: bool) -> None:
+    def _start(
+        self, train: Any, val: Any, batch_size: int | None, shuffle: bool, drop_last: bool, resumed: Resumed | None
+    ) -> None:
         hooks = self.plugins.frozen("train")
+        lock = getattr(checkpoint, "lock", None)
+        self._run_lock = lock(self.run_dir, by="fit") if self.run_dir and lock else None
         self.epoch = self.step = 0
         self._stop, self._saves, self._later, self.asked = None, [], [], False
         self.history, self.loaders, self.looked_at = [], {}, set()
@@ -232,26 +258,39 @@ class Trainer:
         self.metric_names = tuple(
             name for split in self.loaders for name in (f"{split}_loss", *self.plugins.metric_names(split))
         )
+        self.place = Place(self)
+        if resumed:
+            resumed.check(self)
         self._running = True
         hooks.on_fit_start(self)
+        if resumed:
+            resumed.load(self)
+        if self.run_dir:
+            checkpoint.encode(self.plugins.states(), {}, "plugins")  # refuses now what it would refuse in hours
 
     def honour(self) -> bool:
         """At a step boundary: do what was asked for; True if the fit is to end."""
+        self.place.exact = True
+        self._tell_of(self._writer.finished())
         later, self._later = self._later, []
         for call in later:
             call()
         stop, saves, agree = self._stop, tuple(self._saves), self.plugins.frozen("train").agree
         if agree:
             stop, saves = agree(self, stop, saves)
-        self._stop, self._saves, self.asked = stop, [], stop is not None
+        self._stop, self._saves = stop, []
         if saves:
             self._commit(saves)
+        self.place.exact, self.asked = False, stop is not None or self._writer.busy
         return stop is not None
 
     def _commit(self, labels: Iterable[str], snapshot: Snapshot | None = None) -> None:
         assert self.run_dir is not None
-        path = checkpoint.write(snapshot or self.snapshot(), self.run_dir, labels)
-        self.plugins.frozen("train").on_checkpoint(self, path)
+        self._tell_of(self._writer.write(snapshot or self.snapshot(), self.run_dir, labels, wait=not self._running))
+
+    def _tell_of(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            self.plugins.frozen("train").on_checkpoint(self, path)
 
     def refusing(self, split: str) -> Callable[[int, float], None] | None:
         """What a Mean calls for a loss that is inf or nan; None where it may pass."""
@@ -300,7 +339,7 @@ class Trainer:
                     module.training = mode
 
 
-def _check(model: Any, loss: Any, optimizer: Any, on_nonfinite: str) -> None:
+def _check(model: Any, loss: Any, optimizer: Any) -> None:
     for name, value, kind in (("model", model, nn.Module), ("optimizer", optimizer, torch.optim.Optimizer)):
         if not isinstance(value, kind):
             raise UsageError(f"{name} must be a torch {kind.__name__}, got {value!r:.60}")
@@ -312,8 +351,6 @@ def _check(model: Any, loss: Any, optimizer: Any, on_nonfinite: str) -> None:
             f"the {type(optimizer).__name__} optimizer holds none of the model's parameters: build it from "
             "model.parameters() of this very model"
         )
-    if on_nonfinite not in ("stop", "continue"):
-        raise UsageError(f"on_nonfinite must be 'stop' or 'continue', got {on_nonfinite!r}")
 
 
 # The modules whose functions hold a batch under this name.

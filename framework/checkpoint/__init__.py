@@ -11,8 +11,23 @@ A `Snapshot` is the whole state in memory; the rest of the program knows only th
 """
 
 from framework.checkpoint.codec import decode, encode
-from framework.checkpoint.restore import restore_model
+from framework.checkpoint.place import Place
+from framework.checkpoint.restore import Resumed, restore_model
 from framework.checkpoint.snapshot import Snapshot, copy, take
 from framework.checkpoint.store import find, read, write
+from framework.checkpoint.writer import Writer
 
-__all__ = ["Snapshot", "copy", "decode", "encode", "find", "read", "restore_model", "take", "write"]
+__all__ = [
+    "Place",
+    "Resumed",
+    "Snapshot",
+    "Writer",
+    "copy",
+    "decode",
+    "encode",
+    "find",
+    "read",
+    "restore_model",
+    "take",
+    "write",
+]

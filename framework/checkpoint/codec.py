@@ -1,56 +1,218 @@
-"""A tree of plain values and tensors as JSON beside tensors, and back. No name in it is ever imported."""
+"""A tree of plain values and tensors as JSON beside tensors, and back. No name in it is ever imported or looked up.
+
+What JSON has no word for is an object of one key, a tag::
+
+    {"$tensor": NAME}  {"$order": [[0, 2, 3, 1], TENSOR]}  {"$complex128": TENSOR}
+    {"$float": "nan"}  {"$int": "0x8000000000000000"}  {"$complex": "(1-2j)"}  {"$bytes": BASE64}
+    {"$tuple": [...]}  {"$size": [...]}  {"$set": [...]}  {"$frozenset": [...]}
+    {"$map": [[KEY, VALUE], ...]}  {"$OrderedDict": ...}  {"$Counter": ...}  {"$defaultdict": ...}
+    {"$dtype": "torch.float32"}  {"$device": "cuda:0"}  {"$numpy": ["int32", "2a000000"]}
+
+A dict with other keys than text, or with one that begins with `$`, is a `$map`.
+"""
 
 from __future__ import annotations
 
+import base64
+import json
+import re
+from collections import Counter, OrderedDict, defaultdict
 from typing import Any
 
+import numpy
+import torch
 from torch import Tensor
 
 from framework.errors import CheckpointError
 
+DEPTH = 64  # of brackets in a file
+ROOM = 8  # of them for what surrounds a tree in its file, and for the tags of its leaves
+SIZE = 16 * 2**20  # bytes of a file
+
+_NUMPY = {numpy.dtype(kind).name: numpy.dtype(kind) for kind in "?bhilqBHILQefdFD"}
+_DTYPES = {str(found): found for found in vars(torch).values() if isinstance(found, torch.dtype)}
+_SEQUENCES: dict[str, Any] = {"$size": torch.Size, "$tuple": tuple, "$set": set, "$frozenset": frozenset}
+_MAPS: dict[str, Any] = {"$Counter": Counter, "$defaultdict": defaultdict, "$OrderedDict": OrderedDict, "$map": dict}
+_LEAVES: dict[str, tuple[Any, Any, Any]] = {  # a type, how a value of it is told, and how it is read
+    "$numpy": (numpy.generic, lambda value: [value.dtype.name, value.tobytes().hex()],
+               lambda told: numpy.frombuffer(bytes.fromhex(told[1]), _NUMPY[told[0]])[0]),
+    "$int": (int, hex, lambda told: int(told, 16)),
+    "$float": (float, lambda value: repr(float(value)), float),
+    "$complex": (complex, repr, complex),
+    "$bytes": (bytes, lambda value: base64.b64encode(value).decode(), base64.b64decode),
+    "$dtype": (torch.dtype, str, _DTYPES.__getitem__),
+    "$device": (torch.device, str, torch.device),
+}  # fmt: skip
+
 
 def encode(tree: Any, tensors: dict[str, Tensor], path: str = "state") -> Any:
-    """A tree of plain values as JSON; its tensors go into `tensors` under their paths.
+    """A tree of plain values as JSON; its tensors go into `tensors` under their paths, not copied unless they must be.
 
     Raises:
-        CheckpointError: a value that is neither plain nor a tensor
+        CheckpointError: a value that is neither plain nor a tensor, with its path; a tree that contains itself
     """
+    return _encode(tree, tensors, path, DEPTH - ROOM)
+
+
+def _encode(tree: Any, tensors: dict[str, Tensor], path: str, depth: int) -> Any:
+    if depth < 0:
+        raise CheckpointError(f"{path:.200} contains itself, or is nested too deep")
     if isinstance(tree, Tensor):
-        while path in tensors:  # {"a.b": ..., "a": {"b": ...}}
-            path += "+"
-        tensors[path] = tree
-        return {"$tensor": path}
-    if tree is None or isinstance(tree, (bool, int, str)):
-        return tree
-    if isinstance(tree, float):
-        return tree if tree - tree == 0 else {"$float": repr(tree)}
-    if isinstance(tree, (list, tuple)):
-        items = [encode(value, tensors, f"{path}.{index}") for index, value in enumerate(tree)]
-        return items if isinstance(tree, list) else {"$tuple": items}
+        return _tensor(tree, tensors, path)
+    if isinstance(tree, list):
+        return [_encode(value, tensors, f"{path}.{index}", depth - 1) for index, value in enumerate(tree)]
     if isinstance(tree, dict):
-        if all(isinstance(key, str) and not key.startswith("$") for key in tree):
-            return {key: encode(value, tensors, f"{path}.{key}") for key, value in tree.items()}
-        return {
-            "$map": [[encode(k, tensors, f"{path}.key"), encode(v, tensors, f"{path}.{k}")] for k, v in tree.items()]
-        }
-    raise CheckpointError(
-        f"{path} is of type {type(tree).__name__}, which a checkpoint cannot hold; keep numbers, text and tensors"
-    )
+        return _map(tree, tensors, path, depth)
+    for tag, kind in _SEQUENCES.items():
+        if isinstance(tree, kind) and tag in ("$tuple", "$size"):
+            return {tag: _encode(list(tree), tensors, path, depth - 1)}
+        if isinstance(tree, kind):
+            return {tag: sorted(_keys(tree, f"an element of {path}", depth - 2), key=json.dumps)}
+    if isinstance(tree, numpy.generic) and tree.dtype.name in _NUMPY:
+        return {"$numpy": _LEAVES["$numpy"][1](tree)}
+    if isinstance(tree, str) and re.search("[\ud800-\udfff]", tree):
+        raise CheckpointError(f"{path} is text that is not Unicode, {tree!a:.80}; keep it as bytes")
+    exact = -(2**63) <= tree < 2**63 if isinstance(tree, int) else isinstance(tree, float) and tree - tree == 0
+    if tree is None or isinstance(tree, str) or exact:
+        return tree
+    for tag, (kind, told, _) in _LEAVES.items():
+        if isinstance(tree, kind) and tag != "$numpy":
+            return {tag: told(tree)}
+    kind = type(tree).__name__
+    raise CheckpointError(f"{path} is of type {kind}, which a checkpoint cannot hold; keep numbers, text and tensors")
+
+
+def _map(tree: dict[Any, Any], tensors: dict[str, Tensor], path: str, depth: int) -> dict[str, Any]:
+    tag = next(tag for tag, kind in _MAPS.items() if isinstance(tree, kind))
+    if isinstance(tree, defaultdict) and tree.default_factory is not None:
+        raise CheckpointError(f"{path} is a defaultdict that makes values by itself; keep it as a dict")
+    keys = _keys(tree, f"a key of {path}", depth - 3)
+    tagged = tag != "$map" or not all(isinstance(key, str) and not key.startswith("$") for key in keys)
+    values = [_encode(v, tensors, f"{path}.{k}", depth - 3 if tagged else depth - 1) for k, v in tree.items()]
+    pairs = zip(keys, values, strict=True)
+    return {tag: [list(pair) for pair in pairs]} if tagged else dict(pairs)
+
+
+def _keys(keys: Any, path: str, depth: int) -> list[Any]:
+    tensors: dict[str, Tensor] = {}
+    told = [_encode(key, tensors, path, depth) for key in keys]
+    if tensors:
+        raise CheckpointError(f"{path} is a tensor, which would be another one when it comes back; keep names there")
+    return told
+
+
+def _tensor(tensor: Tensor, tensors: dict[str, Tensor], path: str) -> dict[str, Any]:
+    while path in tensors:  # {"a.b": ..., "a": {"b": ...}}
+        path += "+"
+    tag: dict[str, Any] = {"$tensor": path}
+    kept = tensor.detach()
+    if kept.layout is torch.strided:
+        kept, strides = kept.resolve_conj().resolve_neg(), kept.stride()
+        # channels_last and its like: the dimensions from the outermost to the innermost, and the memory as it is
+        order = sorted(range(kept.ndim), key=lambda dimension: (-strides[dimension], -kept.shape[dimension]))
+        if order != sorted(order) and kept.numel() and kept.permute(order).is_contiguous():
+            kept, tag = kept.permute(order), {"$order": [order, tag]}
+        if kept.dtype == torch.complex128:  # safetensors does not know it
+            kept, tag = torch.view_as_real(kept), {"$complex128": tag}
+    tensors[path] = kept
+    return tag
 
 
 def decode(tree: Any, tensors: dict[str, Tensor]) -> Any:
-    """The inverse of `encode`. Only the tags above mean anything; no name is ever imported."""
+    """The inverse of `encode`. It takes the tensors out of `tensors`: what is left there is named by no tag.
+
+    Raises:
+        CheckpointError: anything that `encode` does not make
+    """
+    try:
+        return _decode(tree, tensors, DEPTH)
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(f"a value that no checkpoint has: {type(error).__name__}: {error}") from error
+
+
+def _decode(tree: Any, tensors: dict[str, Tensor], depth: int) -> Any:
+    if depth < 0:
+        raise ValueError("nested too deep")
     if isinstance(tree, list):
-        return [decode(value, tensors) for value in tree]
+        return [_decode(value, tensors, depth - 1) for value in tree]
     if not isinstance(tree, dict):
         return tree
-    match list(tree):
-        case ["$tensor"]:
-            return tensors[tree["$tensor"]]
-        case ["$float"]:
-            return float(tree["$float"])
-        case ["$tuple"]:
-            return tuple(decode(value, tensors) for value in tree["$tuple"])
-        case ["$map"]:
-            return {decode(key, tensors): decode(value, tensors) for key, value in tree["$map"]}
-    return {key: decode(value, tensors) for key, value in tree.items()}
+    tag = next((key for key in tree if key.startswith("$")), None)
+    if tag is None:
+        return {key: _decode(value, tensors, depth - 1) for key, value in tree.items()}
+    match tag, tree[tag] if len(tree) == 1 else None:
+        case "$tensor", str(name):
+            return tensors.pop(name)
+        case "$complex128", pairs:
+            tensor = _decode(pairs, tensors, depth - 1)
+            if tensor.dtype == torch.float64:
+                return torch.view_as_complex(tensor)
+        case "$order", [list(order), turned]:
+            tensor = _decode(turned, tensors, depth - 2)
+            if sorted(order) == list(range(tensor.ndim)):
+                return tensor.permute([order.index(dimension) for dimension in range(tensor.ndim)])
+        case _, list(values) if tag in _SEQUENCES:
+            made = _SEQUENCES[tag](_decode(value, tensors, depth - 2) for value in values)
+            if len(made) == len(values):
+                return made
+        case _, list(pairs) if tag in _MAPS and all(type(pair) is list for pair in pairs):
+            made = _MAPS[tag]()
+            made.update({_decode(key, {}, depth - 3): _decode(value, tensors, depth - 3) for key, value in pairs})
+            if len(made) == len(pairs):
+                return made
+        case _, told if tag in _LEAVES:
+            value = _LEAVES[tag][2](told)
+            if _encode(value, {}, "", 0) == tree:  # there is one way to tell a value
+                return value
+    raise ValueError(f"{tree!a:.120}")
+
+
+# ------------------------------------------------------------------------------------------------------ JSON, strictly
+
+
+def text(tree: Any, size: int = SIZE) -> bytes:
+    """JSON as the bytes of a file that `parse` will read.
+
+    Raises:
+        CheckpointError: it is above `size` bytes
+    """
+    data = json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False).encode()
+    if len(data) > size:
+        raise CheckpointError(f"the state beside the tensors is {len(data):,} bytes; at most {size:,} can be kept")
+    return data
+
+
+def parse(data: bytes, size: int = SIZE) -> Any:
+    """The JSON value of a file, read strictly, in memory and time that its size bounds.
+
+    Raises:
+        CheckpointError: it is not UTF-8 JSON, is above `size` bytes, is nested deeper than `DEPTH`, or has what readers
+            differ about: a key twice, NaN and Infinity, numbers beyond 64 bits, half a surrogate pair
+    """
+    if len(data) > size:
+        raise CheckpointError(f"{len(data):,} bytes of JSON; at most {size:,} are read")
+    brackets = re.sub(rb'(?s)"[^"\\]*+(?:\\.[^"\\]*+)*+"', b"", data)
+    brackets = brackets.translate(None, bytes({*range(256)} - {*b"[]{}"}))
+    for _ in range(DEPTH):
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")  # the innermost go
+    if brackets:
+        raise CheckpointError(f"JSON nested deeper than {DEPTH}, or with brackets that do not match")
+    try:
+        tree = json.loads(data.decode(), object_pairs_hook=_object, parse_int=_int)
+        json.dumps(tree, ensure_ascii=False, allow_nan=False).encode()  # refuses NaN, 1e999, half a surrogate pair
+    except ValueError as error:
+        raise CheckpointError(f"not JSON that a checkpoint has: {error}") from error
+    return tree
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a key is there twice")
+    return made
+
+
+def _int(told: str) -> int:
+    if len(told) > 20 or not -(2**63) <= int(told) < 2**63:
+        raise ValueError(f"the number {told:.40} is too large")
+    return int(told)

@@ -1,27 +1,176 @@
-"""From a checkpoint back into the live objects: compared first, then loaded all or nothing."""
+"""From a checkpoint back into the live objects: compared first, then loaded all or nothing, then compared again."""
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
 from torch import Tensor, nn
 
-from framework.checkpoint.snapshot import Snapshot
+from framework.checkpoint.snapshot import Snapshot, copy
+from framework.checkpoint.store import find, read
+
+
+def newest(run_dir: Path) -> tuple[Path, Snapshot, list[str]]:  # until the store has it
+    path = find(run_dir, "last", "best")
+    if path is None:
+        raise CheckpointError(f"{run_dir} has no checkpoint")
+    return path, read(path), []
+
+
+from framework.device import apply, dtype_of
 from framework.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from framework.trainer import Trainer
+
+SHOWN = 5  # differences in one message
+
+
+class Resumed:
+    """A checkpoint that a fit goes on from.
+
+    Args:
+        source: a run directory, whose newest sound checkpoint is taken, or one checkpoint
+
+    Raises:
+        CheckpointError: there is none that can be read
+    """
+
+    def __init__(self, source: Path) -> None:
+        if (source / "checkpoints").is_dir():
+            self.path, self.snapshot, passed_over = newest(source)
+            for reason in passed_over:
+                warnings.warn(reason, stacklevel=4)
+        else:
+            self.path, self.snapshot = source, read(source)
+        self.run_dir = self.path.parent.parent
+
+    def check(self, trainer: Trainer) -> None:
+        """Compare everything before anything is changed; then set the counters and the history.
+
+        Raises:
+            CheckpointError: it is of another fit, with the first differences
+        """
+        snapshot, loop = self.snapshot, self.snapshot.loop
+        if not loop:
+            raise CheckpointError(f"{self.path} tells no place in a fit: it was not written by one")
+        found = [*_unlike(trainer.model, snapshot), *trainer.place.differences(trainer, loop)]
+        if snapshot.epoch > trainer.epochs:
+            found.append(f"it has completed {snapshot.epoch} epochs, and only {trainer.epochs} are asked for")
+        if found:
+            more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+            raise CheckpointError(f"cannot resume from {self.path}: {'; '.join(found[:SHOWN])}{more}")
+        trainer.epoch, trainer.step = snapshot.epoch, snapshot.step
+        rows, count = snapshot.rows
+        trainer.history = rows[:count]
+
+    def load(self, trainer: Trainer) -> None:
+        """Put everything in place; on an error model and optimizer are as before.
+
+        Raises:
+            CheckpointError: a plugin refuses its state, or what is in memory then is not what was saved
+        """
+        model, optimizer, states = trainer.model, trainer.optimizer, self.snapshot.plugins
+        before = copy(model.state_dict()), copy(optimizer.state_dict())
+        try:
+            model.load_state_dict(self.snapshot.model)
+            _load_plugins(trainer, states)
+            load_optimizer(optimizer, self.snapshot.optimizer)
+            live = {"model": dict(model.state_dict()), "optimizer": optimizer.state_dict()}
+            wanted = {"model": dict(self.snapshot.model), "optimizer": self.snapshot.optimizer}
+            if wrong := [*islice(differing(wanted, live), SHOWN)]:
+                raise CheckpointError(f"what {self.path} holds cannot be put back as it was: {'; '.join(wrong)}")
+        except BaseException:
+            model.load_state_dict(before[0])
+            optimizer.load_state_dict(before[1])
+            raise
+        now = trainer.plugins.states()
+        for name in states.keys() & now.keys():
+            for wrong_one in islice(differing(states[name], now[name], name), 1):
+                warnings.warn(f"the state of plugin {name!r} was not put back as it was: {wrong_one}", stacklevel=2)
+        trainer.place.go(trainer, self.snapshot.loop)
+
+
+def _load_plugins(trainer: Trainer, states: dict[str, Any]) -> None:
+    known = {name: plugin for name, plugin in trainer.plugins.items() if hasattr(plugin, "load_state_dict")}
+    for name in states.keys() - known.keys():
+        warnings.warn(f"the checkpoint has a state of plugin {name!r}, which is not active: left out", stacklevel=3)
+    for name, plugin in known.items():
+        if name not in states:
+            warnings.warn(f"the checkpoint has no state of plugin {name!r}: it starts anew", stacklevel=3)
+            continue
+        try:
+            plugin.load_state_dict(copy(states[name]))
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+            raise CheckpointError(f"plugin {name!r} cannot take the state that was saved: {said}") from error
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Its own load_state_dict, without what that changes: it casts what it keeps to the dtype of the parameter."""
+    optimizer.load_state_dict(copy(state))
+    members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, saved in state["state"].items():
+        live = optimizer.state[members[index]]
+        for name, value in saved.items():
+            if isinstance(value, Tensor) and live[name].dtype != value.dtype:
+                live[name] = value.to(live[name].device, copy=True)
 
 
 def restore_model(snapshot: Snapshot, model: nn.Module) -> None:
     """Put the weights of a snapshot into a model; nothing is changed if they do not fit.
 
     Raises:
-        CheckpointError: with the first differences of names and shapes
+        CheckpointError: with the first differences of names, shapes and dtypes
     """
-    live = model.state_dict()
-    differences = [f"{name} is missing in the checkpoint" for name in live if name not in snapshot.model]
-    differences += [f"{name} is not in the model" for name in snapshot.model if name not in live]
-    differences += [
-        f"{name}: checkpoint {tuple(held.shape)}, model {tuple(live[name].shape)}"
-        for name, held in snapshot.model.items()
-        if isinstance(held, Tensor) and isinstance(live.get(name), Tensor) and held.shape != live[name].shape
-    ]
-    if differences:
-        raise CheckpointError("the checkpoint is of another model: " + "; ".join(differences[:5]))
+    if found := [*_unlike(model, snapshot)]:
+        raise CheckpointError("the checkpoint is of another model: " + "; ".join(found[:SHOWN]))
     model.load_state_dict(snapshot.model)
+
+
+def _unlike(model: nn.Module, snapshot: Snapshot) -> Iterator[str]:
+    """What the model and the checkpoint of one differ in; torch itself casts numbers, and stretches (1,) to ()."""
+    live = model.state_dict()
+    yield from (f"{name} is missing in the checkpoint" for name in live if name not in snapshot.model)
+    yield from (f"{name} is not in the model" for name in snapshot.model if name not in live)
+    for name, held in snapshot.model.items():
+        there = live.get(name)
+        if isinstance(held, Tensor) and isinstance(there, Tensor):
+            if held.shape != there.shape:
+                yield f"{name}: checkpoint {tuple(held.shape)}, model {tuple(there.shape)}"
+            elif held.dtype != there.dtype:
+                yield f"{name}: checkpoint {dtype_of(held)}, model {dtype_of(there)}"
+
+
+def differing(a: Any, b: Any, path: str = "") -> Iterator[str]:
+    """Where two trees differ in a bit, a type, a shape or a name."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        kinds = [f"{dtype_of(tensor)} {tuple(tensor.shape)}" for tensor in (a, b)]
+        if kinds[0] != kinds[1]:
+            yield f"{path} is {kinds[1]} in place of {kinds[0]}"
+        elif not _same_bits(a, b):
+            yield f"{path} has other numbers"
+    elif isinstance(a, dict) and isinstance(b, dict):
+        for key in {**a, **b}:
+            if key in a and key in b:
+                yield from differing(a[key], b[key], f"{path}.{key}" if path else str(key))
+            else:
+                yield f"{path}.{key} is {'gone' if key in a else 'new'}"
+    elif isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
+        for index, pair in enumerate(zip(a, b, strict=True)):
+            yield from differing(*pair, f"{path}.{index}")
+    elif type(a) is not type(b) or not (a == b or (a != a and b != b)):
+        yield f"{path} is {b!r:.40} in place of {a!r:.40}"
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    a, b = (apply(lambda t: t.detach().resolve_conj().resolve_neg().cpu().contiguous(), side) for side in (a, b))
+    with contextlib.suppress(RuntimeError, TypeError):  # a kind that has no bytes
+        return torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+    return torch.equal(a, b)

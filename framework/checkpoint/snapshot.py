@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from dataclasses import dataclass, field
 from operator import is_
 from typing import Any
@@ -18,7 +20,10 @@ class Snapshot:
     """The state of a fit at a step boundary; the tensors are copies.
 
     `model` is the model's state dict, `optimizer` the optimizer's, `plugins` each plugin's state under its name;
-    `epoch` and `step` count what had been completed. `live` is what makes it quick to take the next one over it.
+    `epoch` and `step` count what had been completed; `loop` is where in the fit that was (place.py). The first of
+    `rows` are the history: a list that only grows, and how many of it there were. Without `exact` something had
+    happened since the last step boundary, such as an error, so that a fit cannot go on from it as it would have gone.
+    `live` is what makes it quick to take the next one over it.
     """
 
     epoch: int
@@ -26,10 +31,44 @@ class Snapshot:
     model: dict[str, Any]
     optimizer: dict[str, Any]
     plugins: dict[str, Any] = field(default_factory=dict)
+    loop: dict[str, Any] = field(default_factory=dict)
+    exact: bool = True
+    rows: tuple[list[dict[str, Any]], int] = field(default=([], 0), repr=False)
     live: Live | None = field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "live": None}
+
+    def history(self) -> list[dict[str, Any]]:
+        """The rows as columns, which take a tenth of the room; those with the same names are together."""
+        rows, count = self.rows
+        alike: dict[tuple[str, ...], list[int]] = {}
+        for index, row in enumerate(rows[:count]):
+            alike.setdefault(tuple(row), []).append(index)
+        return [
+            {"names": [*names], "rows": _column(where), "values": [_column([rows[i][n] for i in where]) for n in names]}
+            for names, where in alike.items()
+        ]
+
+
+def rows_of(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that `Snapshot.history` told."""
+    rows: dict[int, dict[str, Any]] = {}
+    for part in history:
+        names = [sys.intern(name) for name in part["names"]]  # one name for all the rows
+        where, *columns = (c.tolist() if isinstance(c, Tensor) else c for c in (part["rows"], *part["values"]))
+        for index, *values in zip(where, *columns, strict=True):
+            rows[index] = dict(zip(names, values, strict=True))
+    return [rows[index] for index in sorted(rows)]
+
+
+def _column(values: list[Any]) -> Any:
+    """Numbers of one kind as a tensor of doubles or of 64-bit integers; anything else as it is."""
+    for kind, dtype in ((float, torch.float64), (int, torch.int64)):
+        if all(type(value) is kind for value in values):
+            with contextlib.suppress(OverflowError, RuntimeError):  # an integer of more than 64 bits
+                return torch.tensor(values, dtype=dtype)
+    return values
 
 
 def copy(tree: Any) -> Any:
@@ -64,7 +103,7 @@ def take(
             old = over.optimizer["param_groups"]
             groups = [_settings(group, was["params"]) for group, was in zip(optimizer.param_groups, old, strict=True)]
             state = {**over.optimizer, "param_groups": groups}
-            return Snapshot(epoch, step, over.model, state, copy(plugins), live)
+            return Snapshot(epoch, step, over.model, state, copy(plugins), live=live)
     snapshot = Snapshot(epoch, step, *map(copy, (model.state_dict(), optimizer.state_dict(), plugins)))
     kept = [value for entry in snapshot.optimizer.get("state", {}).values() for value in entry.values()]
     copies = [*snapshot.model.values(), *kept]

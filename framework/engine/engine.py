@@ -116,6 +116,11 @@ class Engine:
             batches = on_device(prefetched(loader, trainer.device) if ahead else loader, trainer.device, pairs)
         return self._blocks.watch(batches) if self._blocks and split == "train" else batches
 
+    def draws_alone(self, split: str) -> bool:
+        """Whether a pass over a split draws from torch's own generator and runs no code that could draw from others."""
+        _, source = self._sources.get(split, (None, ""))
+        return isinstance(source, InMemory) and source.usual is not None
+
     def _source(self, trainer: Trainer, split: str, loader: Any) -> InMemory | str:
         """The twin of a loader in memory, or why there is none."""
         known, source = self._sources.get(split, (None, ""))

@@ -47,6 +47,7 @@ class InMemory:
         pairs: whether each batch is a pair (x, y)
         size: the number of samples
         why: why the last pass was left to the loader itself, if it was
+        usual: if the last pass was over two tensors in an order that torch drew: what it relied on, and was made of
     """
 
     def __init__(self, loader: Any, device: torch.device, kept: Any = None) -> None:
@@ -62,14 +63,14 @@ class InMemory:
         with torch.inference_mode(False):  # else a pass outside of that mode could not draw into it
             self._draw = torch.empty((), dtype=torch.int64, device="cpu")
         self._generator = torch.Generator()
-        self._usual: Any = None  # if the last pass was of the usual kind: what it relied on, and was made of
+        self.usual: Any = None
 
     @property
     def pairs(self) -> bool:
         return len(self._columns) == 2 and self._tree is None
 
     def __iter__(self) -> Iterator[Any]:
-        if self._usual is not None and self._as_it_was():
+        if self.usual is not None and self._as_it_was():
             self._draw.random_()
             return self._usual_pass()
         loader, self.why = self.loader, self.read()
@@ -87,16 +88,16 @@ class InMemory:
         batches, size = self.loader.batch_sampler, self.size
         fit = plain and self.pairs and not any(type(column) is Images for column in self._columns)
         short = fit and self.device.type == "cpu" and self._rows is None and size <= SPAN * batches.batch_size
-        self._usual = None
+        self.usual = None
         if short and self.loader.generator is None and getattr(batches.sampler, "generator", None) is None:
             sequential = type(batches.sampler) is data.SequentialSampler
             pieces = torch.arange(size).split(batches.batch_size) if sequential else None
             owners = self.loader, batches, batches.sampler, self.loader.dataset
-            self._usual = list(map(vars, owners)), [dict(vars(owner)) for owner in owners], pieces
+            self.usual = list(map(vars, owners)), [dict(vars(owner)) for owner in owners], pieces
 
     def _as_it_was(self) -> bool:
         """Whether all that the last pass relied on is still there."""
-        now, then, _ = self._usual
+        now, then, _ = self.usual
         try:
             same = now == then and now[3]["tensors"] is then[3]["tensors"]
         except Exception:  # what else hangs on them need not be comparable: then it is another one
@@ -105,7 +106,7 @@ class InMemory:
 
     def _usual_pass(self) -> Iterator[Any]:
         """Draws and batches are those of `_cut` and `_gathered`, in fewer calls."""
-        (x, y), batches, pieces = self._columns, self.loader.batch_sampler, self._usual[2]
+        (x, y), batches, pieces = self._columns, self.loader.batch_sampler, self.usual[2]
         if pieces is None:
             own = self._generator.manual_seed(self._draw.random_().item())  # type: ignore[arg-type]
             order = torch.randperm(self.size, generator=own)

@@ -1,0 +1,134 @@
+"""Signals of a run on the command line.
+
+====================  =====================================================================  ===========
+signal                what happens                                                           exit status
+====================  =====================================================================  ===========
+SIGINT (Ctrl-C)       the run ends after the step in hand and is saved                       130
+SIGINT once more      the process ends at once; what was saved before stays as it is         130
+SIGTERM               as the first SIGINT: of a scheduler that will soon kill                143
+SIGHUP                as the first SIGINT: the terminal has gone                             129
+SIGUSR1               the run is saved after the step in hand and goes on
+====================  =====================================================================  ===========
+
+A handler runs between any two bytecodes, in the middle of a print or of a save too. So it writes its line past Python's
+streams and leaves a request with the trainer, which honours it at the next step boundary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import io
+import os
+import signal
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any, BinaryIO
+
+from framework.cli import rundir
+from framework.trainer import Trainer
+
+STOPS = dict(zip(("SIGINT", "SIGTERM", "SIGHUP"), rundir.STOPS, strict=True))  # signal: what run.json says of the stop
+ASKED = "stopping after this step and saving; press Ctrl-C again to quit at once"
+
+
+class Signals:
+    """Hears signals while a fit runs in the main thread; one that the process was told to ignore stays ignored.
+
+    The handlers that were there before are called as well, and put back at the end of the fit. A crash in C code
+    leaves the stacks of all threads in the run directory.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None  # the first signal that ends the run
+        self._told = ""  # what to tell as soon as the step in hand is saved
+        self._saved = -1  # the step of the last checkpoint
+        self._before: dict[int, Any] = {}
+        self._stacks: BinaryIO | None = None
+
+    @property
+    def status(self) -> int:
+        """The exit status that tells the shell of the signal."""
+        return 128 + self.received if self.received else 0
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        self._trainer, self._process, self._saved = trainer, os.getpid(), -1
+        if threading.current_thread() is threading.main_thread():
+            for number in filter(None, (getattr(signal, name, None) for name in (*STOPS, "SIGUSR1"))):
+                before = signal.getsignal(number)
+                if before not in (signal.SIG_IGN, None):  # ignored: under nohup, or behind a shell's &
+                    self._before[number] = before
+                    signal.signal(number, self._on_signal)
+        if trainer.run_dir is not None and not faulthandler.is_enabled():
+            with rundir.writing(trainer.run_dir):
+                self._stacks = (trainer.run_dir / rundir.STACKS).open("ab")
+            faulthandler.enable(self._stacks)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a worker that was forked: the signal is for the process that it works for
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            return
+        name, later = signal.Signals(number).name, self._trainer.later  # what is asked for later cannot be lost
+        if name == "SIGUSR1":
+            self._told = self._told or "saved step {}"
+            later(partial(self._trainer.save, "last"))
+            _say("saving after this step\n")
+        elif self.received is None:
+            self.received, self._told = number, "saved step {}; it is safe to kill this process now"
+            later(partial(self._trainer.stop, STOPS[name]))
+            if name == "SIGHUP":
+                _leave_the_terminal()
+            _say(f"\n{ASKED}\n")
+        elif name == "SIGINT":
+            _say("\ninterrupted\n")
+            os._exit(128 + number)  # the disk is as safe as from kill -9
+        before = self._before.get(number)
+        if callable(before) and before is not signal.default_int_handler:
+            before(number, frame)
+
+    def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
+        self._saved = int(path.name.split("-")[1])
+        if self._told and self._saved == trainer.step:  # not a best one of before
+            print(self._told.format(self._saved), file=sys.stderr)
+            self._told = ""
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        if self.received and self._saved != trainer.step:  # no plugin did
+            trainer.save("last")
+
+    def on_teardown(self) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
+        if self._stacks is not None:
+            faulthandler.disable()
+            self._stacks.close()
+            file, self._stacks = Path(self._stacks.name), None
+            with contextlib.suppress(OSError):  # the run directory may have gone
+                if not file.stat().st_size:
+                    file.unlink()
+
+
+def _say(text: str) -> None:
+    """Write to stderr past its buffer, which the print that a handler interrupts may hold."""
+    try:
+        os.write(sys.stderr.fileno(), text.encode("ascii"))
+    except io.UnsupportedOperation:  # a stream without a file, of a notebook or a test
+        sys.stderr.write(text)
+    except OSError:  # nobody reads it any more
+        pass
+
+
+def _leave_the_terminal() -> None:
+    """Let what is printed from now on go nowhere where the terminal has gone; it would end the run before its save."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        try:
+            os.write(descriptor, b"")
+        except OSError:
+            os.dup2(nowhere, descriptor)
+    os.close(nowhere)
