@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, StackDataset, TensorDataset, default_collate
 
-from framework.device import apply, describe, leaves, move, named
+from framework.device import apply, leaves, move, named
 from framework.errors import DataError, UsageError
+from framework.mistakes import guarded
+from framework.mistakes import no_pair as no_pair
 
 
 class Whole:
@@ -57,6 +59,8 @@ def make_loader(
         raise DataError(
             f"{split}: drop_last=True leaves no batch: {size} samples are fewer than batch_size={batch_size}"
         )
+    if num_workers:
+        dataset = guarded(dataset, split)
     return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last, num_workers=num_workers)
 
 
@@ -109,13 +113,6 @@ def _whole(data: Any, dataset: Dataset[Any]) -> Any:
     return default_collate([dataset[index] for index in range(length(dataset) or 0)])
 
 
-def no_pair(batch: Any) -> str:
-    """Why a batch cannot be trained on as it is."""
-    parts = f"{len(batch)} part{'s' * (len(batch) != 1)}" if isinstance(batch, (tuple, list, dict)) else None
-    got = f"{parts or 'a ' + type(batch).__name__}: {describe(batch)}"
-    return f"a batch must be a pair (x, y), this one is {got}; a plugin with forward and compute_loss can take others"
-
-
 def windows(batches: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
     """Groups of `size` batches, each fetched before its first step; the last one may be shorter."""
     iterator = iter(batches)
@@ -158,6 +155,9 @@ def sizes(
             raise UsageError(f"the data is a DataLoader, which has its own batches: leave out {extra}")
     if batch_size is not None:
         positive("batch_size", batch_size)
+    for name in ("shuffle", "drop_last"):
+        if not isinstance(given[name], (bool, type(None))):
+            raise UsageError(f"{name} must be True or False, got {given[name]!r}")
     if isinstance(data, IterableDataset):
         if shuffle:
             raise UsageError(

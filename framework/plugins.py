@@ -286,7 +286,8 @@ class Plugins(Mapping[str, Any]):
             if candidates and not thrown_in:  # not a wrap that only passes on what was raised inside it
                 itself = frame.f_locals.get(next(iter(frame.f_code.co_varnames), ""))
                 blamed = next((impl for impl in candidates if impl.listed.plugin is itself), candidates[0])
-        return blamed
+        cause = error.__cause__  # a StopIteration leaves a wrap as the cause of a RuntimeError
+        return self.blame(cause) if blamed is None and isinstance(cause, StopIteration) else blamed
 
     def metric_names(self, split: str) -> list[str]:
         """The figures that plugins promise for a split."""
@@ -329,11 +330,10 @@ def _making(call: Callable[..., Any], impl: Impl, core: Callable[..., Any]) -> C
     return make
 
 
-# What each must answer, and how that is said. A forward may answer anything.
+# What each must answer, and how that is said. A forward may answer anything; at the loss the loop itself looks.
 _ANSWERS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "prepare_model": (lambda a: hasattr(a, "training"), "the model"),
     "make_loader": (lambda a: hasattr(a, "__iter__"), "the batches, an iterable"),
-    "compute_loss": (lambda a: hasattr(a, "backward"), "a 0-dim tensor"),
     "backward": (lambda a: a is True, "True"),
     "optimizer_step": (lambda a: isinstance(a, bool), "True, or False if it did not step"),
     "reduce": (lambda a: hasattr(a, "tolist"), "a tensor"),

@@ -243,8 +243,7 @@ class Trainer:
         self, train: Any, val: Any, batch_size: int | None, shuffle: bool, drop_last: bool, resumed: Resumed | None
     ) -> None:
         hooks = self.plugins.frozen("train")
-        lock = getattr(checkpoint, "lock", None)
-        self._run_lock = lock(self.run_dir, by="fit") if self.run_dir and lock else None
+        self._run_lock = checkpoint.lock(self.run_dir, by="fit") if self.run_dir else None
         self.epoch = self.step = 0
         self._stop, self._saves, self._later, self.asked = None, [], [], False
         self.history, self.loaders, self.looked_at = [], {}, set()

@@ -4,30 +4,22 @@
 
     checkpoints/
         step-000000001200/          complete as soon as it has this name
-            model.safetensors  optimizer.safetensors  state.json
+            MANIFEST.json  state.json
+            model.safetensors  optimizer.safetensors  plugins.safetensors  loop.safetensors
         LAST  BEST                  JSON with the name of a checkpoint, one file a label
+    run.lock                        held by the process that writes
 
 A `Snapshot` is the whole state in memory; the rest of the program knows only the names below.
 """
 
 from framework.checkpoint.codec import decode, encode
+from framework.checkpoint.files import write_whole
 from framework.checkpoint.place import Place
 from framework.checkpoint.restore import Resumed, restore_model
+from framework.checkpoint.runlock import lock
 from framework.checkpoint.snapshot import Snapshot, copy, take
-from framework.checkpoint.store import find, read, write
+from framework.checkpoint.store import candidates, find, fingerprint, manifest, newest, read, write
 from framework.checkpoint.writer import Writer
 
-__all__ = [
-    "Place",
-    "Resumed",
-    "Snapshot",
-    "Writer",
-    "copy",
-    "decode",
-    "encode",
-    "find",
-    "read",
-    "restore_model",
-    "take",
-    "write",
-]
+__all__ = ["Place", "Resumed", "Snapshot", "Writer", "candidates", "copy", "decode", "encode", "find", "fingerprint",
+           "lock", "manifest", "newest", "read", "restore_model", "take", "write", "write_whole"]  # fmt: skip

@@ -25,16 +25,15 @@ from torch import Tensor
 
 from framework.errors import CheckpointError
 
-DEPTH = 64  # of brackets in a file
-ROOM = 8  # of them for what surrounds a tree in its file, and for the tags of its leaves
+DEPTH, ROOM = 64, 8  # nested brackets in a file; how many of them are for what surrounds a tree, and for its leaves
 SIZE = 16 * 2**20  # bytes of a file
 
-_NUMPY = {numpy.dtype(kind).name: numpy.dtype(kind) for kind in "?bhilqBHILQefdFD"}
+_NUMPY = {numpy.dtype(code).name: numpy.dtype(code).type for code in (*"?bBhHefdFD", "i4", "u4", "i8", "u8")}
 _DTYPES = {str(found): found for found in vars(torch).values() if isinstance(found, torch.dtype)}
 _SEQUENCES: dict[str, Any] = {"$size": torch.Size, "$tuple": tuple, "$set": set, "$frozenset": frozenset}
 _MAPS: dict[str, Any] = {"$Counter": Counter, "$defaultdict": defaultdict, "$OrderedDict": OrderedDict, "$map": dict}
 _LEAVES: dict[str, tuple[Any, Any, Any]] = {  # a type, how a value of it is told, and how it is read
-    "$numpy": (numpy.generic, lambda value: [value.dtype.name, value.tobytes().hex()],
+    "$numpy": (tuple(_NUMPY.values()), lambda value: [value.dtype.name, value.tobytes().hex()],
                lambda told: numpy.frombuffer(bytes.fromhex(told[1]), _NUMPY[told[0]])[0]),
     "$int": (int, hex, lambda told: int(told, 16)),
     "$float": (float, lambda value: repr(float(value)), float),
@@ -43,6 +42,7 @@ _LEAVES: dict[str, tuple[Any, Any, Any]] = {  # a type, how a value of it is tol
     "$dtype": (torch.dtype, str, _DTYPES.__getitem__),
     "$device": (torch.device, str, torch.device),
 }  # fmt: skip
+_NESTING = bytes((byte in b"[{") + 255 * (byte in b"]}") for byte in range(256))  # 1 or -1 where it changes
 
 
 def encode(tree: Any, tensors: dict[str, Tensor], path: str = "state") -> Any:
@@ -54,7 +54,7 @@ def encode(tree: Any, tensors: dict[str, Tensor], path: str = "state") -> Any:
     return _encode(tree, tensors, path, DEPTH - ROOM)
 
 
-def _encode(tree: Any, tensors: dict[str, Tensor], path: str, depth: int) -> Any:
+def _encode(tree: Any, tensors: dict[str, Tensor] | None, path: str, depth: int) -> Any:
     if depth < 0:
         raise CheckpointError(f"{path:.200} contains itself, or is nested too deep")
     if isinstance(tree, Tensor):
@@ -67,53 +67,46 @@ def _encode(tree: Any, tensors: dict[str, Tensor], path: str, depth: int) -> Any
         if isinstance(tree, kind) and tag in ("$tuple", "$size"):
             return {tag: _encode(list(tree), tensors, path, depth - 1)}
         if isinstance(tree, kind):
-            return {tag: sorted(_keys(tree, f"an element of {path}", depth - 2), key=json.dumps)}
-    if isinstance(tree, numpy.generic) and tree.dtype.name in _NUMPY:
-        return {"$numpy": _LEAVES["$numpy"][1](tree)}
+            return {tag: sorted((_encode(e, None, f"an element of {path}", depth - 2) for e in tree), key=json.dumps)}
     if isinstance(tree, str) and re.search("[\ud800-\udfff]", tree):
         raise CheckpointError(f"{path} is text that is not Unicode, {tree!a:.80}; keep it as bytes")
     exact = -(2**63) <= tree < 2**63 if isinstance(tree, int) else isinstance(tree, float) and tree - tree == 0
-    if tree is None or isinstance(tree, str) or exact:
+    if tree is None or isinstance(tree, str) or (exact and not isinstance(tree, numpy.generic)):
         return tree
     for tag, (kind, told, _) in _LEAVES.items():
-        if isinstance(tree, kind) and tag != "$numpy":
+        if isinstance(tree, kind):
             return {tag: told(tree)}
     kind = type(tree).__name__
     raise CheckpointError(f"{path} is of type {kind}, which a checkpoint cannot hold; keep numbers, text and tensors")
 
 
-def _map(tree: dict[Any, Any], tensors: dict[str, Tensor], path: str, depth: int) -> dict[str, Any]:
+def _map(tree: dict[Any, Any], tensors: dict[str, Tensor] | None, path: str, depth: int) -> dict[str, Any]:
     tag = next(tag for tag, kind in _MAPS.items() if isinstance(tree, kind))
     if isinstance(tree, defaultdict) and tree.default_factory is not None:
         raise CheckpointError(f"{path} is a defaultdict that makes values by itself; keep it as a dict")
-    keys = _keys(tree, f"a key of {path}", depth - 3)
+    keys = [_encode(key, None, f"a key of {path}", depth - 3) for key in tree]
     tagged = tag != "$map" or not all(isinstance(key, str) and not key.startswith("$") for key in keys)
     values = [_encode(v, tensors, f"{path}.{k}", depth - 3 if tagged else depth - 1) for k, v in tree.items()]
     pairs = zip(keys, values, strict=True)
     return {tag: [list(pair) for pair in pairs]} if tagged else dict(pairs)
 
 
-def _keys(keys: Any, path: str, depth: int) -> list[Any]:
-    tensors: dict[str, Tensor] = {}
-    told = [_encode(key, tensors, path, depth) for key in keys]
-    if tensors:
+def _tensor(tensor: Tensor, tensors: dict[str, Tensor] | None, path: str) -> dict[str, Any]:
+    if tensors is None:
         raise CheckpointError(f"{path} is a tensor, which would be another one when it comes back; keep names there")
-    return told
-
-
-def _tensor(tensor: Tensor, tensors: dict[str, Tensor], path: str) -> dict[str, Any]:
     while path in tensors:  # {"a.b": ..., "a": {"b": ...}}
         path += "+"
     tag: dict[str, Any] = {"$tensor": path}
     kept = tensor.detach()
-    if kept.layout is torch.strided:
+    if kept.layout is torch.strided and not kept.is_nested:
         kept, strides = kept.resolve_conj().resolve_neg(), kept.stride()
         # channels_last and its like: the dimensions from the outermost to the innermost, and the memory as it is
         order = sorted(range(kept.ndim), key=lambda dimension: (-strides[dimension], -kept.shape[dimension]))
-        if order != sorted(order) and kept.numel() and kept.permute(order).is_contiguous():
-            kept, tag = kept.permute(order), {"$order": [order, tag]}
+        turned = kept.permute(order)
         if kept.dtype == torch.complex128:  # safetensors does not know it
-            kept, tag = torch.view_as_real(kept), {"$complex128": tag}
+            kept, turned, tag = torch.view_as_real(kept), torch.view_as_real(turned), {"$complex128": tag}
+        if order != sorted(order) and kept.numel() and turned.is_contiguous():
+            kept, tag = turned, {"$order": [order, tag]}
     tensors[path] = kept
     return tag
 
@@ -122,7 +115,8 @@ def decode(tree: Any, tensors: dict[str, Tensor]) -> Any:
     """The inverse of `encode`. It takes the tensors out of `tensors`: what is left there is named by no tag.
 
     Raises:
-        CheckpointError: anything that `encode` does not make
+        CheckpointError: a tag that is none, a value of another form than `encode` gives it, a tensor that is missing or
+            named twice
     """
     try:
         return _decode(tree, tensors, DEPTH)
@@ -144,17 +138,14 @@ def _decode(tree: Any, tensors: dict[str, Tensor], depth: int) -> Any:
         case "$tensor", str(name):
             return tensors.pop(name)
         case "$complex128", pairs:
-            tensor = _decode(pairs, tensors, depth - 1)
-            if tensor.dtype == torch.float64:
+            if (tensor := _decode(pairs, tensors, depth - 1)).dtype == torch.float64:
                 return torch.view_as_complex(tensor)
         case "$order", [list(order), turned]:
             tensor = _decode(turned, tensors, depth - 2)
             if sorted(order) == list(range(tensor.ndim)):
                 return tensor.permute([order.index(dimension) for dimension in range(tensor.ndim)])
         case _, list(values) if tag in _SEQUENCES:
-            made = _SEQUENCES[tag](_decode(value, tensors, depth - 2) for value in values)
-            if len(made) == len(values):
-                return made
+            return _SEQUENCES[tag](_decode(value, tensors, depth - 2) for value in values)
         case _, list(pairs) if tag in _MAPS and all(type(pair) is list for pair in pairs):
             made = _MAPS[tag]()
             made.update({_decode(key, {}, depth - 3): _decode(value, tensors, depth - 3) for key, value in pairs})
@@ -162,7 +153,7 @@ def _decode(tree: Any, tensors: dict[str, Tensor], depth: int) -> Any:
                 return made
         case _, told if tag in _LEAVES:
             value = _LEAVES[tag][2](told)
-            if _encode(value, {}, "", 0) == tree:  # there is one way to tell a value
+            if _encode(value, None, "", 0) == tree:  # there is one way to tell a value
                 return value
     raise ValueError(f"{tree!a:.120}")
 
@@ -191,15 +182,15 @@ def parse(data: bytes, size: int = SIZE) -> Any:
     """
     if len(data) > size:
         raise CheckpointError(f"{len(data):,} bytes of JSON; at most {size:,} are read")
-    brackets = re.sub(rb'(?s)"[^"\\]*+(?:\\.[^"\\]*+)*+"', b"", data)
-    brackets = brackets.translate(None, bytes({*range(256)} - {*b"[]{}"}))
-    for _ in range(DEPTH):
-        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")  # the innermost go
-    if brackets:
-        raise CheckpointError(f"JSON nested deeper than {DEPTH}, or with brackets that do not match")
+    outside = re.sub(rb'(?s)"[^"\\]*+(?:\\.[^"\\]*+)*+"', b"", data).translate(_NESTING)  # of strings
+    if numpy.frombuffer(outside, numpy.int8).cumsum(dtype=numpy.int8).max(initial=0) > DEPTH:  # before it can wrap
+        raise CheckpointError(f"JSON that is nested deeper than {DEPTH}")
     try:
-        tree = json.loads(data.decode(), object_pairs_hook=_object, parse_int=_int)
-        json.dumps(tree, ensure_ascii=False, allow_nan=False).encode()  # refuses NaN, 1e999, half a surrogate pair
+        tree = json.loads(
+            data.decode(), object_pairs_hook=_object, parse_int=_int, parse_float=_float, parse_constant=_float
+        )
+        if b"\\u" in data:
+            json.dumps(tree, ensure_ascii=False).encode()  # fails on half a surrogate pair
     except ValueError as error:
         raise CheckpointError(f"not JSON that a checkpoint has: {error}") from error
     return tree
@@ -214,5 +205,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _int(told: str) -> int:
     if len(told) > 20 or not -(2**63) <= int(told) < 2**63:
-        raise ValueError(f"the number {told:.40} is too large")
+        raise ValueError(f"the number {told:.40}")
     return int(told)
+
+
+def _float(told: str) -> float:
+    if float(told) - float(told) != 0:
+        raise ValueError(f"the number {told:.40}")
+    return float(told)

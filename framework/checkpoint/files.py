@@ -13,17 +13,15 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import stat
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
 from pathlib import Path
 from threading import Thread
 
-from framework.errors import CheckpointError, RunDirError
+from framework.errors import CheckpointError
 
 if sys.platform == "win32":
     import msvcrt
@@ -33,10 +31,9 @@ else:
 LARGE = 2**20  # bytes of a file from which a second thread pays off
 PIECE = 2**26  # bytes of one write; some systems refuse 2 GB
 PATIENCE = 2.0  # seconds; a virus scanner of Windows holds a new file for a moment
-LOCK = "run.lock"
 LEFTOVER = re.compile(r"\.(tmp|trash)-[0-9a-f]{8}")
-_UNABLE = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.ENOTTY, errno.ENOLCK, errno.EACCES}
-_SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+UNABLE = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.ENOTTY, errno.ENOLCK, errno.EACCES}
+SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 class System:
@@ -59,7 +56,7 @@ class System:
             try:
                 return fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
             except OSError as error:
-                if error.errno not in _UNABLE:
+                if error.errno not in UNABLE:
                     raise
         os.fsync(descriptor)
 
@@ -107,7 +104,7 @@ def write_file(path: Path, buffers: Sequence[bytes | memoryview]) -> tuple[int, 
     # beside the writing; a daemon, so that neither an error nor a second Ctrl-C waits for it
     hashing = Thread(target=lambda: [*map(digest.update, buffers)], daemon=True)
     (hashing.run if size < LARGE else hashing.start)()
-    with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE) as descriptor:
+    with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | SAFE) as descriptor:
         for buffer in buffers:
             rest = memoryview(buffer)
             while rest:
@@ -145,10 +142,10 @@ def read_file(path: Path, limit: int) -> bytes:
     """
     found = system.lstat(path)  # before it is opened, which may wait, or do something, at a pipe or a device
     if not stat.S_ISREG(found.st_mode):
-        raise CheckpointError(f"{path.name} is no regular file")
+        raise CheckpointError("it is no regular file")
     if found.st_size > limit:
-        raise CheckpointError(f"{path.name} has {found.st_size} bytes, more than {limit}")
-    with _opened(path, os.O_RDONLY | _SAFE) as descriptor:
+        raise CheckpointError(f"it has {found.st_size} bytes, more than {limit}")
+    with _opened(path, os.O_RDONLY | SAFE) as descriptor:
         return system.read(descriptor)
 
 
@@ -178,7 +175,7 @@ def sync_directory(path: Path) -> None:
             with _opened(path, os.O_RDONLY) as descriptor:
                 system.fsync(descriptor)
     except OSError as error:
-        if error.errno not in _UNABLE:
+        if error.errno not in UNABLE:
             raise
 
 
@@ -210,14 +207,18 @@ def temporary(kind: str = "tmp") -> str:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a directory of files; where that fails it is a warning."""
+    """Remove a file, or a directory of files."""
+    if not stat.S_ISDIR(system.lstat(path).st_mode):
+        return system.unlink(path)
+    for name in sorted(system.listdir(path)):  # MANIFEST.json is the first: the rest cannot look complete
+        system.unlink(path / name)
+    system.rmdir(path)
+
+
+def discard(path: Path) -> None:
+    """Remove what nobody needs; where that fails it is a warning."""
     try:
-        if stat.S_ISDIR(system.lstat(path).st_mode):
-            for name in sorted(system.listdir(path)):  # MANIFEST.json is the first: the rest cannot look complete
-                system.unlink(path / name)
-            system.rmdir(path)
-        else:
-            system.unlink(path)
+        remove(path)
     except OSError as error:
         warnings.warn(f"cannot remove {path}: {error.strerror or error}", stacklevel=4)
 
@@ -226,83 +227,4 @@ def sweep(directory: Path) -> None:
     """Remove what a process that was killed has left behind; nothing of another name."""
     for name in system.listdir(directory):
         if LEFTOVER.fullmatch(name):
-            remove(directory / name)
-
-
-_held: dict[str, tuple[int, set[str]]] = {}  # by the real path of a run: its open lock file, and who uses it
-
-
-class RunLock:
-    """Holds RUN/run.lock until `close` or the end of a `with`: one process at a time writes into a run directory.
-
-    However a process dies, that frees its locks. Reading needs none.
-
-    Args:
-        by: "run" for a command, "fit" for a fit, which may be inside a run of the same process
-
-    Raises:
-        RunDirError: the directory is in use, and by whom; or it cannot be written
-    """
-
-    def __init__(self, run_dir: Path, by: str) -> None:
-        self._place, self._by = os.path.realpath(run_dir), by
-        try:
-            held = _held.get(self._place) or (_locked(run_dir), set())
-        except OSError as error:
-            raise RunDirError(f"cannot write into the run directory {run_dir}: {error.strerror or error}") from error
-        self._descriptor, self._users = held
-        if by in self._users:
-            raise _in_use(run_dir)
-        self._users.add(by)
-        _held[self._place] = held
-
-    def close(self) -> None:
-        if self._by in self._users:
-            self._users.remove(self._by)
-            if not self._users and _held.pop(self._place, ()):
-                system.close(self._descriptor)
-
-    def __enter__(self) -> RunLock:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _locked(run_dir: Path) -> int:
-    make_directory(run_dir)
-    descriptor = system.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT | _SAFE)
-    try:
-        try:
-            if not system.lock(descriptor):
-                raise _in_use(run_dir)
-        except OSError as error:
-            if error.errno not in _UNABLE:
-                raise
-            warnings.warn(f"{run_dir}: this file system has no locks; use it by one run at a time", stacklevel=4)
-        since = datetime.now().astimezone().isoformat(timespec="seconds")
-        text = f"pid {os.getpid()} on host {socket.gethostname()} since {since}"
-        system.write(descriptor, memoryview(f"{text:<200}\n".encode()))  # of one length: it is never half another one
-        sweep(run_dir)
-    except BaseException:
-        system.close(descriptor)
-        raise
-    return descriptor
-
-
-def _in_use(run_dir: Path) -> RunDirError:
-    text = ""
-    with contextlib.suppress(OSError, ValueError, CheckpointError):
-        text = read_file(run_dir / LOCK, 1000).decode("ascii").strip()
-    return RunDirError(f"{run_dir} is in use by {text if text.isprintable() and text else 'another process'}")
-
-
-def _forget() -> None:
-    """A forked child holds nothing, and its copy of the handle may outlive its parent: workers of a DataLoader do."""
-    for descriptor, _ in _held.values():
-        os.close(descriptor)
-    _held.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+            discard(directory / name)

@@ -144,7 +144,8 @@ def shapes(optimizer: torch.optim.Optimizer) -> list[list[list[int]]]:
 
 
 def _all_generators(trainer: Trainer) -> list[torch.Generator]:
-    return [generator for loader in trainer.loaders.values() for generator in generators(loader)]
+    found = [generator for loader in trainer.loaders.values() for generator in generators(loader)]
+    return list({id(generator): generator for generator in found}.values())
 
 
 def _facts(loader: Any) -> dict[str, Any]:

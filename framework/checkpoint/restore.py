@@ -13,16 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from framework.checkpoint.snapshot import Snapshot, copy
-from framework.checkpoint.store import find, read
-
-
-def newest(run_dir: Path) -> tuple[Path, Snapshot, list[str]]:  # until the store has it
-    path = find(run_dir, "last", "best")
-    if path is None:
-        raise CheckpointError(f"{run_dir} has no checkpoint")
-    return path, read(path), []
-
-
+from framework.checkpoint.store import newest, read
 from framework.device import apply, dtype_of
 from framework.errors import CheckpointError
 
@@ -119,7 +110,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     for index, saved in state["state"].items():
         live = optimizer.state[members[index]]
         for name, value in saved.items():
-            if isinstance(value, Tensor) and live[name].dtype != value.dtype:
+            if isinstance(value, Tensor) and name in live and live[name].dtype != value.dtype:
                 live[name] = value.to(live[name].device, copy=True)
 
 

@@ -66,7 +66,7 @@ def _column(values: list[Any]) -> Any:
     """Numbers of one kind as a tensor of doubles or of 64-bit integers; anything else as it is."""
     for kind, dtype in ((float, torch.float64), (int, torch.int64)):
         if all(type(value) is kind for value in values):
-            with contextlib.suppress(OverflowError, RuntimeError):  # an integer of more than 64 bits
+            with contextlib.suppress(OverflowError, RuntimeError, ValueError):  # an integer of more than 64 bits
                 return torch.tensor(values, dtype=dtype)
     return values
 

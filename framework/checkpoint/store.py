@@ -1,146 +1,365 @@
-"""Checkpoints on the disk: a directory a checkpoint, written beside and renamed; labels point at them."""
+"""Checkpoints on the disk: a directory a checkpoint, complete as soon as it has its name; labels point at them.
+
+A save writes into a directory beside, the manifest last, fsyncs everything and renames; then it moves the labels, and
+only then removes older ones. A label is a hint: without a sound one the manifests tell what there is.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import hashlib
 import json
-import os
+import math
+import platform
 import re
 import secrets
-import shutil
-from collections.abc import Iterable
+import stat
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
+import torch
 from torch import Tensor
 
+from framework.checkpoint import codec, files, tensors
 from framework.checkpoint.codec import decode, encode
-from framework.checkpoint.snapshot import Snapshot
+from framework.checkpoint.snapshot import Snapshot, rows_of
 from framework.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
+MANIFEST, STATE = "MANIFEST.json", "state.json"
+TREES = ("model", "optimizer", "plugins", "loop")  # of a snapshot; each has a file for its tensors
+FILES = {STATE, *(f"{tree}.safetensors" for tree in TREES)}
+NAMES = FILES | {MANIFEST}
+KEPT = 2  # checkpoints that a fit can go on from exactly, beside those that labels point at
+DROPPINGS = re.compile(r"\.DS_Store|\._.*|desktop\.ini|Thumbs\.db")  # of Finder and Explorer, in any directory
+SMALL = 2**20  # bytes that a manifest or a label stays below
+KINDS: dict[str, tuple[type, ...]] = {  # of what a manifest tells
+    "format": (int,), "step": (int,), "epoch": (int,), "exact": (bool,), "seq": (int,), "run": (str,),
+    "parent": (str, type(None)), "world_size": (int,), "fingerprint": (dict,), "writer": (str,), "files": (dict,),
+}  # fmt: skip
+_NAME = re.compile(r"step-(\d{12,})(?:-r(\d+))?")
+_LABEL = re.compile(r"[A-Z_][A-Z0-9_]*")
+
+# --------------------------------------------------------------------------------------------------------------- write
 
 
-def write(snapshot: Snapshot, run_dir: Path, labels: Iterable[str]) -> Path:
-    """Write a checkpoint, point the labels at it, drop those that no label points at; the path of it.
+def write(snapshot: Snapshot, run_dir: Path, labels: Iterable[str], bad: Iterable[str] = ()) -> Path:
+    """Write a checkpoint, point the labels at it, remove what is not needed any more. The path of it; it is durable.
+
+    Kept are the newest two that are exact, and those that labels point at.
+
+    Args:
+        bad: the names of checkpoints that were found damaged: they count for nothing, and are removed when there are
+            two newer ones
 
     Raises:
         CheckpointError: the disk is full, the directory cannot be written, a state that cannot be stored
     """
-    directory = run_dir / "checkpoints"
+    directory, last = run_dir / "checkpoints", ""
+    contents = _contents(snapshot)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        path = _commit(snapshot, directory)
+        files.make_directory(directory)
+        files.sweep(directory)
+        earlier = [(path, told) for path, told in _listed(directory) if told]
+        if earlier:
+            last = f"; the last one is {earlier[0][0].name}"
+        else:
+            for above in directory.parents:  # each of them may be new as well
+                files.sync_directory(above)
+        need, free = sum(len(piece) for pieces in contents.values() for piece in pieces), files.system.free(directory)
+        if need > free:
+            told = f"it needs {_size(need)}, {_size(free)} are free at {directory}{last}"
+            raise CheckpointError(f"not enough space for a checkpoint: {told}")
+        path, digest = _commit(directory, contents, _manifest(snapshot, *earlier[:1]))
         for label in labels:
-            _point(directory / label.upper(), path.name)
-        _sweep(directory)
+            files.put(directory / label.upper(), json.dumps({"name": path.name, "manifest_sha256": digest}) + "\n")
+        files.sync_directory(directory)
     except OSError as error:
-        raise CheckpointError(f"cannot write a checkpoint into {directory}: {error.strerror or error}") from error
-    except RecursionError as error:
-        raise CheckpointError("the state of a plugin contains itself, or is nested too deep") from error
+        reason = f"{error.strerror or error}{last}"
+        raise CheckpointError(f"cannot write a checkpoint into {directory}: {reason}") from error
+    try:
+        _retain(directory, {*bad})
+    except (OSError, CheckpointError) as error:
+        warnings.warn(f"cannot remove what is not needed any more from {directory}: {error}", stacklevel=2)
     return path
 
 
-def _commit(snapshot: Snapshot, directory: Path) -> Path:
-    tensors: dict[str, Tensor] = {}
-    model = {name: value for name, value in snapshot.model.items() if isinstance(value, Tensor)}
-    extra = {name: value for name, value in snapshot.model.items() if name not in model}  # of Module.get_extra_state
-    state = {
-        "format": FORMAT, "epoch": snapshot.epoch, "step": snapshot.step, "model": encode(extra, tensors, "model"),
-        "optimizer": encode(snapshot.optimizer, tensors, "optimizer"),
-        "plugins": encode(snapshot.plugins, tensors, "plugins"),
+def _contents(snapshot: Snapshot) -> dict[str, list[bytes | memoryview]]:
+    """The files of a checkpoint but for the manifest, each as its pieces."""
+    held: dict[str, dict[str, Tensor]] = {tree: {} for tree in TREES}
+    state: dict[str, Any] = {tree: encode(getattr(snapshot, tree), held[tree], tree) for tree in TREES[1:]}
+    state["model"] = [[name, encode(value, held["model"], name)] for name, value in snapshot.model.items()]
+    state["history"] = encode(snapshot.history(), held["loop"], "history")
+    return {STATE: [codec.text(state)], **{f"{tree}.safetensors": tensors.written(held[tree]) for tree in TREES}}
+
+
+def _manifest(snapshot: Snapshot, earlier: tuple[Path, dict[str, Any]] | None = None) -> dict[str, Any]:
+    from framework import __version__
+
+    return {
+        "format": FORMAT, "step": snapshot.step, "epoch": snapshot.epoch, "exact": snapshot.exact,
+        "seq": earlier[1]["seq"] + 1 if earlier else 1, "run": earlier[1]["run"] if earlier else secrets.token_hex(8),
+        "parent": earlier[0].name if earlier else None, "world_size": 1, "fingerprint": fingerprint(snapshot.model),
+        "writer": f"framework {__version__}",
     }  # fmt: skip
-    beside = directory / f".tmp-{secrets.token_hex(4)}"
-    beside.mkdir()
+
+
+def fingerprint(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What may change the last bits of a number, for a model of this state_dict in this process."""
+    devices = {value.device for value in model.values() if isinstance(value, Tensor)}
+    return {
+        "torch": str(torch.__version__),
+        "devices": sorted({torch.cuda.get_device_name(d) if d.type == "cuda" else d.type for d in devices}),
+        "platform": f"{platform.system()} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def _commit(directory: Path, contents: dict[str, Any], told: dict[str, Any], again: bool = True) -> tuple[Path, str]:
+    """The path of a new checkpoint, which is complete but whose name is not durable yet, and its manifest's SHA-256."""
+    beside = directory / files.temporary()
     try:
-        (beside / "model.safetensors").write_bytes(_serialized(model))
-        (beside / "optimizer.safetensors").write_bytes(_serialized(tensors))
-        (beside / "state.json").write_text(json.dumps(state, indent=1, allow_nan=False), encoding="utf-8")
-        path = directory / f"step-{snapshot.step:012d}"
-        again = 0
-        while path.exists():  # another state at the same step: never overwrite
-            again += 1
-            path = directory / f"step-{snapshot.step:012d}-r{again}"
-        os.rename(beside, path)
-        return path
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
+        files.system.mkdir(beside)
+        written = {name: files.write_file(beside / name, pieces) for name, pieces in contents.items()}
+        told["files"] = {name: {"size": size, "sha256": digest} for name, (size, digest) in written.items()}
+        _, digest = files.write_file(beside / MANIFEST, [_sealed(told)])
+        files.sync_directory(beside)
+        path, number = directory / f"step-{told['step']:012d}", 0
+        while files.exists(path):  # another state at the same step: never overwrite
+            number += 1
+            path = directory / f"step-{told['step']:012d}-r{number}"
+        files.rename(beside, path)
+        return path, digest
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            files.remove(beside)
+        if not (again and isinstance(error, OSError) and error.errno == errno.EIO):
+            raise
+    # what an fsync could not write, the next fsync of the same file may take for written: only other files will do
+    return _commit(directory, contents, told, again=False)
 
 
-def _serialized(tensors: dict[str, Tensor]) -> bytes:
-    """Tensors as safetensors writes them right: resolved, contiguous, on the CPU, no two names for one storage.
-
-    Raises:
-        CheckpointError: a kind of tensor that safetensors does not know, with its name
-    """
-
-    def save(names: Iterable[str]) -> bytes:
-        plain = {name: tensors[name].detach().resolve_conj().resolve_neg().cpu().contiguous() for name in names}
-        return save_tensors({name: tensor.clone() for name, tensor in plain.items()})
-
-    try:
-        return save(tensors)
-    except (KeyError, ValueError, RuntimeError, SafetensorError):
-        for name, tensor in tensors.items():
-            try:
-                save([name])
-            except (KeyError, ValueError, RuntimeError, SafetensorError) as error:
-                kind = f"{tensor.layout} {tensor.dtype} on {tensor.device}".replace("torch.", "")
-                raise CheckpointError(f"{name} is a tensor ({kind}) that a checkpoint cannot hold") from error
-        raise
+def _sealed(told: dict[str, Any]) -> bytes:
+    """The one way to write a manifest: its last entry is the SHA-256 of it without that entry."""
+    return codec.text({**told, "sha256": hashlib.sha256(codec.text(told)).hexdigest()})
 
 
-def _point(file: Path, name: str) -> None:
-    beside = file.with_name(f".tmp-{file.name}")
-    try:
-        beside.write_text(json.dumps({"name": name}) + "\n", encoding="utf-8")
-        os.replace(beside, file)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB"
 
 
-def _sweep(directory: Path) -> None:
-    kept = {_pointed(file) for file in directory.iterdir() if re.fullmatch(r"[A-Z_][A-Z0-9_]*", file.name)}
-    for path in directory.glob("step-*"):
-        if path.name not in kept and None not in kept:  # a label that cannot be read may have pointed at any of them
-            shutil.rmtree(path, ignore_errors=True)
+def _retain(directory: Path, bad: set[str]) -> None:
+    pointed = [_pointed(directory / name) for name in files.system.listdir(directory) if _LABEL.fullmatch(name)]
+    if None in pointed:  # a label that cannot be read may have pointed at any of them
+        return
+    listed = _listed(directory)
+    sound = [path for path, told in listed if told and told["exact"] and path.name not in bad]
+    kept = {path.name for path in sound[:KEPT]} | {label[0] for label in pointed if label}
+    trash = []
+    for path, told in listed:
+        doubtful = told is None or path.name in bad  # or it was the disk that had a bad moment
+        if path.name in kept or (doubtful and sum(_place(path) < _place(other) for other in sound) < KEPT):
+            continue
+        if _names(path) - NAMES:  # something of the user's
+            continue
+        trash.append(directory / files.temporary("trash"))
+        files.rename(path, trash[-1])
+    if trash:
+        files.sync_directory(directory)  # first no name says that it is complete any more
+    for path in trash:
+        files.discard(path)
 
 
-def _pointed(file: Path) -> str | None:
-    try:
-        name = json.loads(file.read_text(encoding="utf-8"))["name"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return name if isinstance(name, str) and re.fullmatch(r"step-\d{12}(-r\d+)?", name) else None
-
-
-def find(run_dir: Path, *labels: str) -> Path | None:
-    """The checkpoint of a run that the first of `labels` with one points at."""
-    for label in labels:
-        name = _pointed(run_dir / "checkpoints" / label.upper())
-        if name is not None and (run_dir / "checkpoints" / name).is_dir():
-            return run_dir / "checkpoints" / name
-    return None
+# ---------------------------------------------------------------------------------------------------------------- read
 
 
 def read(path: Path) -> Snapshot:
-    """Read a checkpoint back, on the CPU.
+    """Read a checkpoint back, on the CPU. No parser sees bytes whose SHA-256 is not the one that was written.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or of another format
+        CheckpointError: it is not there, damaged, or of another format; with the file and what is wrong with it
     """
+    with _about(f"the checkpoint {path}"):
+        return _load(path)
+
+
+def manifest(path: Path) -> dict[str, Any]:
+    """What the manifest of a checkpoint tells; its files are not looked at.
+
+    Raises:
+        CheckpointError: it cannot be read, is damaged, or of another format
+    """
+    with _about(f"the checkpoint {path}"):
+        return _told(path)
+
+
+def newest(run_dir: Path) -> tuple[Path, Snapshot, list[str]]:
+    """The first sound checkpoint that a fit can go on from exactly, or else the first sound one.
+
+    Also the reason for each one before it that was passed over.
+
+    Raises:
+        CheckpointError: there is none
+    """
+    passed: list[str] = []
+    inexact = None
+    for path in candidates(run_dir):
+        try:
+            with _about(f"checkpoint {path.name}"):
+                snapshot = _load(path)
+        except CheckpointError as error:
+            passed.append(str(error))
+            continue
+        if snapshot.exact:
+            return path, snapshot, passed
+        inexact = inexact or (path, snapshot, [*passed])
+        passed.append(f"checkpoint {path.name} was taken after an error inside a step")
+    if inexact is None:
+        raise CheckpointError(f"{run_dir} has no checkpoint{''.join(f'; {reason}' for reason in passed)}")
+    return inexact
+
+
+def candidates(run_dir: Path) -> list[Path]:
+    """Every checkpoint of a run, sound or not: that of the label LAST, then the newest first."""
+    last = _target(run_dir / "checkpoints" / "LAST")
+    return sorted((path for path, _ in _listed(run_dir / "checkpoints")), key=lambda path: path != last)
+
+
+def find(run_dir: Path, *labels: str) -> Path | None:
+    """The checkpoint of a run that the first of `labels` with one points at; "last" is the newest if need be."""
+    directory = run_dir / "checkpoints"
+    for label in map(str.upper, labels):
+        path = _target(directory / label)
+        if path is None and label == "LAST":
+            path = next((path for path, told in _listed(directory) if told), None)
+        if path is not None:
+            return path
+    return None
+
+
+def _target(label: Path) -> Path | None:
+    """What a label points at, if that is what it was."""
+    name, digest = _pointed(label) or ("", "")
+    with contextlib.suppress(OSError, CheckpointError):
+        if name and hashlib.sha256(files.read_file(label.with_name(name) / MANIFEST, SMALL)).hexdigest() == digest:
+            return label.with_name(name)
+    return None
+
+
+def _pointed(label: Path) -> tuple[str, str] | None:
+    with contextlib.suppress(OSError, CheckpointError):
+        match codec.parse(files.read_file(label, SMALL)):
+            case {"name": str(name), "manifest_sha256": str(digest)} if _NAME.fullmatch(name):
+                return name, digest
+    return None
+
+
+def _listed(directory: Path) -> list[tuple[Path, dict[str, Any] | None]]:
+    """The checkpoints of a run by age, the newest first, with what their manifests tell; before them those without."""
+    found = []
     try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        if state["format"] != FORMAT:
-            raise CheckpointError(f"{path} has format {state['format']}; this version reads format {FORMAT}")
-        tensors = load_tensors((path / "optimizer.safetensors").read_bytes())
-        return Snapshot(
-            epoch=int(state["epoch"]), step=int(state["step"]),
-            model=load_tensors((path / "model.safetensors").read_bytes()) | decode(state["model"], tensors),
-            optimizer=decode(state["optimizer"], tensors), plugins=decode(state["plugins"], tensors),
-        )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, OverflowError, SafetensorError) as error:
-        raise CheckpointError(f"the checkpoint {path} is damaged: {type(error).__name__}: {error}") from error
+        for name in files.system.listdir(directory) if files.exists(directory) else ():
+            path = directory / name
+            if _NAME.fullmatch(name) and stat.S_ISDIR(files.system.lstat(path).st_mode):
+                told = None
+                with contextlib.suppress(OSError, CheckpointError):
+                    told = _told(path)
+                found.append((told["seq"] if told else math.inf, _place(path), path, told))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {directory}: {error.strerror or error}") from error
+    return [(path, told) for *_, path, told in sorted(found, key=lambda entry: entry[:2], reverse=True)]
+
+
+def _place(path: Path) -> tuple[int, int]:
+    """Where the name of a checkpoint puts it: by its step, then by how often the step was saved."""
+    step, _, number = path.name.removeprefix("step-").partition("-r")
+    return int(step), int(number or 0)
+
+
+@contextlib.contextmanager
+def _about(subject: str) -> Iterator[None]:
+    """What is raised inside becomes one sentence about `subject`."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{subject} {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{subject} cannot be read: {error}") from error
+    except MemoryError as error:
+        raise CheckpointError(f"{subject} does not fit into memory") from error
+
+
+def _damaged(reason: object) -> CheckpointError:
+    return CheckpointError(f"is damaged: {reason}")
+
+
+def _names(path: Path) -> set[str]:
+    return {name for name in files.system.listdir(path) if not DROPPINGS.fullmatch(name)}
+
+
+def _load(path: Path) -> Snapshot:
+    names = _names(path)
+    for name in sorted(names ^ NAMES):
+        raise _damaged(f"{name} {'is missing' if name in NAMES else 'does not belong there'}")
+    told = _told(path)
+    held = {name: _parsed(path / name, **entry) for name, entry in told["files"].items()}
+    try:
+        state = held.pop(STATE)
+        trees = {tree: decode(state.pop(tree), held[f"{tree}.safetensors"]) for tree in TREES}
+        rows = rows_of(decode(state.pop("history"), held["loop.safetensors"]))
+        trees["model"] = dict(trees["model"])
+    except (CheckpointError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise _damaged(f"{STATE}: {error}") from error
+    for name, unnamed in held.items():
+        if unnamed:
+            raise _damaged(f"{name}: {STATE} has no place for {next(iter(unnamed))}")
+    if state or not all(type(tree) is dict for tree in trees.values()):
+        raise _damaged(f"{STATE}: it does not hold what a checkpoint holds")
+    return Snapshot(told["epoch"], told["step"], **trees, exact=told["exact"], rows=(rows, len(rows)))
+
+
+def _told(path: Path) -> dict[str, Any]:
+    try:
+        data = files.read_file(path / MANIFEST, SMALL)
+        told = dict(codec.parse(data))
+    except (CheckpointError, TypeError, ValueError) as error:
+        raise _damaged(f"{MANIFEST}: {error}") from error
+    if told.get("format") != FORMAT:
+        raise CheckpointError(f"has format {told.get('format')!a:.20}; this version reads format {FORMAT}")
+    if told.popitem()[0] != "sha256" or _sealed(told) != data:
+        raise _damaged(f"{MANIFEST}: its sha256 differs from what it tells itself")
+    if not (
+        told.keys() == KINDS.keys()
+        and all(type(value) in KINDS[name] and (type(value) is not int or value >= 0) for name, value in told.items())
+        and told["files"].keys() == FILES
+        and all(map(_is_entry, told["files"].values()))
+    ):
+        raise _damaged(f"{MANIFEST}: it does not tell what a manifest tells")
+    return told
+
+
+def _is_entry(entry: Any) -> bool:
+    match entry:
+        case {"size": int(size), "sha256": str(), **more}:
+            return size >= 0 and not more
+    return False
+
+
+def _parsed(file: Path, size: int, sha256: str) -> Any:
+    try:
+        data = files.read_file(file, size)
+        if len(data) < size:
+            raise CheckpointError(f"it has {len(data)} bytes of {size}")
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise CheckpointError("its sha256 differs from the manifest's")
+        return codec.parse(data) if file.name == STATE else tensors.load(data)
+    except CheckpointError as error:
+        raise _damaged(f"{file.name}: {error}") from error

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from framework.checkpoint.codec import parse
+from framework.checkpoint.codec import SIZE, parse
 from framework.errors import CheckpointError
 
 DTYPES = {
@@ -30,10 +30,8 @@ def written(tensors: dict[str, Tensor]) -> list[bytes | memoryview]:
     """The pieces of a safetensors file, in order; those of contiguous CPU tensors are their own memory, not copies.
 
     Raises:
-        CheckpointError: a kind of tensor that safetensors does not know, with its name; more than `COUNT` of them
+        CheckpointError: a kind of tensor that safetensors does not know, with its name; more than `load` would read
     """
-    if len(tensors) > COUNT:
-        raise CheckpointError(f"{len(tensors):,} tensors; a checkpoint holds at most {COUNT:,} in a file")
     # the widest kinds first, as the official writer does it, so that each tensor is aligned for its kind
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     pieces = [_memory(name, tensors[name]) for name in names]
@@ -44,6 +42,10 @@ def written(tensors: dict[str, Tensor]) -> list[bytes | memoryview]:
         header[name] = {"dtype": _NAMES[tensors[name].dtype], "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    if len(names) > COUNT or len(text) > SIZE:
+        raise CheckpointError(
+            f"{len(names):,} tensors whose names and shapes are {len(text):,} bytes: that is too much"
+        )
     return [len(text).to_bytes(8, "little") + text, *pieces]
 
 

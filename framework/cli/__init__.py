@@ -1,6 +1,7 @@
 """The command line: `python -m framework [VERB] ...`; without a verb it runs a recipe.
 
-Exit status: 0; 1 the training failed; 2 the user's mistake, told in a line or two; 130 after Ctrl-C.
+Exit status: 0; 1 the training failed; 2 the user's mistake, told in a line or two; 130 after Ctrl-C, 143 after SIGTERM,
+129 after SIGHUP.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from typing import Any
 from framework.errors import FrameworkError, UsageError, did_you_mean
 
 COMMANDS = "framework.commands"  # entry points: verbs that packages bring along
-VERBS = {"evaluate": "runs", "hooks": "show", "plugins": "show", "predict": "runs", "recipes": "show"}
+VERBS = {
+    "evaluate": "runs", "hooks": "show", "plugins": "show", "predict": "runs", "recipes": "show", "resume": "resume",
+}  # fmt: skip
 
 DISK_FAULTS = (errno.ENOSPC, errno.EIO, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # nobody's mistake
 
@@ -77,16 +80,13 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"framework {__version__}")
         return 0
     options = [argument for argument in rest if argument not in ("-v", "--verbose")]  # main has seen it
-    if first in VERBS:
-        from framework.cli.options import parse
-
-        verb = getattr(importlib.import_module(f"framework.cli.{VERBS[first]}"), first)
-        return int(parse(verb, options, f"python -m framework {first}") or 0)
     commands = verbs()
-    if first in commands:
+    if first in (*VERBS, *commands):
         from framework.cli.options import parse
 
-        return int(parse(_loaded(commands[first]), options, f"python -m framework {first}") or 0)
+        own = importlib.import_module(f"framework.cli.{VERBS[first]}") if first in VERBS else None
+        verb = getattr(own, first) if own else _loaded(commands[first])
+        return int(parse(verb, options, f"python -m framework {first}") or 0)
     if first.startswith("-"):
         raise UsageError(f"the recipe comes first: python -m framework RECIPE {first} ...")
     if not Path(first).suffix and not Path(first).exists():

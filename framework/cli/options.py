@@ -29,7 +29,7 @@ Plugins = Annotated[
     tyro.conf.arg(aliases=["-p"], metavar="NAME|FILE|MODULE:CLASS|no:NAME",
                   help="add a plugin, or remove one with no:NAME; repeatable"),
 ]  # fmt: skip
-_Quiet = tyro.conf.FlagCreatePairsOff[Annotated[bool, tyro.conf.arg(aliases=["-q"], help="print nothing but errors")]]
+Quiet = tyro.conf.FlagCreatePairsOff[Annotated[bool, tyro.conf.arg(aliases=["-q"], help="print nothing but errors")]]
 _Verbose = tyro.conf.FlagCreatePairsOff[
     Annotated[bool, tyro.conf.arg(aliases=["-v"], help="show the full traceback of an error")]
 ]
@@ -52,7 +52,7 @@ class Options:
     run_dir: _text("keep the run here; by default in runs/RECIPE/NNN", "DIR") = ""  # type: ignore[valid-type]
     config: _text("take knobs and seed from a JSON file, such as an earlier run.json", "FILE") = ""  # type: ignore[valid-type]
     deterministic: _Deterministic = False
-    quiet: _Quiet = False
+    quiet: Quiet = False
     verbose: _Verbose = False
 
 

@@ -36,8 +36,9 @@ from framework import checkpoint
 from framework.errors import RunDirError, UsageError
 from framework.modules import installed, installed_file
 
-INFO, ROWS, SOURCE, STACKS = "run.json", "metrics.jsonl", "recipe.py", "faulthandler.log"
-STOPS = "Ctrl-C", "SIGTERM", "SIGHUP"  # what run.json says of a run that a signal stopped
+INFO, ROWS, SOURCE, LOCK, STACKS = "run.json", "metrics.jsonl", "recipe.py", "run.lock", "faulthandler.log"
+STOPS = {"Ctrl-C": 130, "SIGTERM": 143, "SIGHUP": 129}  # a run that a signal stopped: its stop reason, exit status
+ENDED = "epochs", "steps", "seconds", "best", "test"  # what run.json says only of a run that has come to an end
 DIFFERENCE = 20  # lines of a changed recipe that are shown
 
 
@@ -54,29 +55,44 @@ def new(recipe: str, base: Path = Path("runs")) -> Path:
     raise AssertionError
 
 
-def claim(path: Path) -> Path:
-    """A directory that the user named: made, or taken over from a run that never got as far as a checkpoint.
+def claim(path: Path, failed: bool = False) -> None:
+    """Look whether a new run can be put into a directory: a new one, or that of a run without a checkpoint.
+
+    Args:
+        failed: also that of a run which ended with an error before its first checkpoint
 
     Raises:
-        RunDirError: it holds a finished run, one with a checkpoint, or something that is no run; or cannot be written
+        RunDirError: it holds a finished run, one with a checkpoint, or something that is no run
     """
-    with writing(path):
-        path.mkdir(parents=True, exist_ok=True)
-        held = sorted({entry.name for entry in path.iterdir()} - {checkpoint.LOCK})
-        if held and INFO not in held:
-            raise RunDirError(f"{path} is not empty and holds no run ({', '.join(held[:3])}); name another directory")
-        if INFO in held:
-            info = read_info(path)
-            if not is_finished(info) and checkpoint.find(path, "last", "best"):
-                raise RunDirError(
-                    f"{path} holds an unfinished run with a checkpoint; go on with it: {command('resume', path)}"
-                )
-            if info.get("stop_reason") is not None:
-                raise RunDirError(f"{path} holds a finished run; name another directory for a new run")
-        probe = path / ".tmp-probe"
-        probe.write_bytes(b"framework")
-        probe.unlink()
-    return path
+    held = sorted({entry.name for entry in path.iterdir()} - {LOCK}) if path.is_dir() else []
+    if held and INFO not in held:
+        raise RunDirError(f"{path} is not empty and holds no run ({', '.join(held[:3])}); name another directory")
+    if held and checkpoint.candidates(path) and not is_finished(path):
+        again = command("resume", path)
+        raise RunDirError(f"{path} holds an unfinished run with a checkpoint; go on with it: {again}")
+    if held and (is_finished(path) or (read_info(path).get("stop_reason") is not None and not failed)):
+        raise RunDirError(f"{path} holds a finished run; name another directory for a new run")
+
+
+@contextlib.contextmanager
+def held(path: Path, check: Callable[[Path], Any]) -> Iterator[None]:
+    """Keep other processes from writing into a run directory. One that nothing was put into is not left behind.
+
+    Args:
+        check: raises if the directory cannot be used; called before even the lock is put there, and again under it
+
+    Raises:
+        RunDirError: it is in use, and by whom
+    """
+    check(path)
+    try:
+        with checkpoint.lock(path, by="run"):
+            check(path)
+            yield
+    finally:
+        with contextlib.suppress(OSError):
+            if {entry.name for entry in path.iterdir()} <= {LOCK}:
+                shutil.rmtree(path)
 
 
 @contextlib.contextmanager
@@ -89,11 +105,9 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: beside, then renamed."""
+    """Write a file whole or not at all, and durably."""
     with writing(path.parent):
-        beside = path.with_name(f".tmp-{path.name}")
-        beside.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")  # a path may be no Unicode
-        os.replace(beside, path)
+        checkpoint.write_whole(path, text)
 
 
 def write_info(path: Path, info: dict[str, Any]) -> None:
@@ -118,25 +132,28 @@ def read_info(path: Path) -> dict[str, Any]:
     return info
 
 
+_NONE = type(None)
+_KINDS: dict[Any, tuple[str, ...]] = {
+    dict: ("knobs",), (dict, _NONE): ("test", "best"), list: ("variants", "given", "resumed"), int: ("seed",),
+    (int, float): ("seconds",), str: ("recipe", "device", "label"), (str, _NONE): ("file", "sha256", "stop_reason"),
+}  # fmt: skip
+_BEST = {"monitor": "", "value": 0.0, "epoch": 0}
+
+
 def _is_sound(info: dict[str, Any]) -> bool:
     """Whether what readers take for granted is of its kind."""
-    best, variants = info.get("best"), info.get("variants", [])
-    texts = [info.get(name) or "" for name in ("recipe", "file", "sha256", "device", "stop_reason", "label")]
     return (
-        isinstance(info.get("knobs", {}), dict)
-        and isinstance(info.get("test") or {}, dict)
-        and isinstance(info.get("seconds", 0.0), (int, float))
-        and isinstance(info.get("seed", 0), int)
-        and (best is None or (isinstance(best, dict) and {"monitor", "value", "epoch"} <= best.keys()))
-        and all(isinstance(part, list) for part in (variants, info.get("given", []), info.get("resumed", [])))
-        and all(isinstance(text, str) for text in (*texts, *variants, *info.get("given", [])))
-        and all(isinstance(entry, dict) for entry in info.get("resumed", []))
-        and all(Path(name).name == name != ".." for name in variants)
+        all(isinstance(info[name], kind) for kind, names in _KINDS.items() for name in names if name in info)
+        and _BEST.keys() <= (info.get("best") or _BEST).keys()
+        and all(isinstance(text, str) for name in ("variants", "given") for text in info.get(name, []))
+        and all(Path(name).name == name != ".." for name in info.get("variants", []))
+        and all(isinstance(session, dict) for session in info.get("resumed", []))
     )
 
 
-def is_finished(info: Mapping[str, Any]) -> bool:
-    """Whether a run came to its own end, which an error, a signal and `kill -9` are not."""
+def is_finished(path: Path) -> bool:
+    """Whether a run is there that came to its own end, which an error, a signal and `kill -9` are not."""
+    info = read_info(path) if (path / INFO).is_file() else {}
     reason = info.get("stop_reason")
     return reason == "completed" or ("seconds" in info and reason not in (None, *STOPS))
 
@@ -175,6 +192,32 @@ def read_runs(path: Path) -> dict[str, tuple[Path, dict[str, Any], list[dict[str
     return {str(info.get("label", path)): (path, info, read_rows(path))}
 
 
+def unfinished(path: Path) -> dict[str, Any]:
+    """What run.json says of a run that can go on.
+
+    Raises:
+        RunDirError: there is no run, it is damaged, finished, or has nothing to go on from
+    """
+    info = read_info(path)
+    if "label" in info:
+        raise RunDirError(f"{path} is one of several variants; go on with all: {command('resume', path.parent)}")
+    if is_finished(path):
+        raise RunDirError(f"{path} is finished: {info['stop_reason']}")
+    if "variants" not in info and not checkpoint.candidates(path):
+        anew = ["--config", path / INFO, *(part for spec in info.get("given", []) for part in ("-p", spec))]
+        anew += ["--run-dir", path] if info.get("stop_reason") is None else []
+        raise RunDirError(f"{path} has no checkpoint yet; start it again: {command(info.get('file'), *anew)}")
+    return info
+
+
+def resumed(path: Path, about: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """What run.json says of a run that goes on from a step."""
+    was, now = read_info(path), environment()
+    session = {"step": step, "command": now.pop("command"), "versions": now}
+    kept = {name: value for name, value in was.items() if name not in ENDED}
+    return {**kept, **about, "stop_reason": None, "resumed": [*was.get("resumed", []), session]}
+
+
 def original(path: Path, info: Mapping[str, Any], recipe: str = "", trust: bool = False) -> str:
     """The recipe to use a run with: the one that ran, if it is still what it was then.
 
@@ -189,19 +232,18 @@ def original(path: Path, info: Mapping[str, Any], recipe: str = "", trust: bool 
     """
     if recipe and trust:
         raise UsageError("--recipe names another recipe than --trust-run; leave out one of them")
-    held = path.parent if "label" in info else path  # a variant is inside of its run
-    if trust:
-        print(f"recipe    {path / SOURCE}, the copy in the run directory")
     if recipe or trust:
         return recipe or str(path / SOURCE)
     name, file = info.get("recipe"), Path(info.get("file") or "")
     if not file.is_file() and name in installed():
         file = installed_file(str(name))
+    run = path.parent if "label" in info else path  # a variant is inside of its run
     other = f"name the one to use with --recipe FILE, or say --trust-run to run the copy {path / SOURCE}"
-    if not file.is_file() or file.resolve().is_relative_to(held.resolve()):
+    if not file.is_file() or file.resolve().is_relative_to(run.resolve()):
         raise RunDirError(f"the recipe of {path} is gone ({info.get('file')}); {other}")
     if sha256(file) != info.get("sha256"):
-        raise RunDirError("\n".join([f"{file} has changed since {path} ran; {other}", *_difference(path / SOURCE, file)]))
+        difference = "".join(f"\n{line}" for line in _difference(path / SOURCE, file))
+        raise RunDirError(f"{file} has changed since {path} ran; {other}{difference}")
     return str(file)
 
 
@@ -209,15 +251,14 @@ def _difference(before: Path, after: Path) -> list[str]:
     """What was changed in a recipe, as much of it as can be read at a glance."""
     if not before.is_file():
         return []
-    texts = [file.read_text(encoding="utf-8", errors="backslashreplace")[:100_000] for file in (before, after)]
-    lines = [*difflib.unified_diff(*map(str.splitlines, texts), str(before), str(after), lineterm="", n=1)]
+    then, now = (f.read_text("utf-8", errors="backslashreplace")[:100_000].splitlines() for f in (before, after))
+    lines = [*difflib.unified_diff(then, now, str(before), str(after), lineterm="", n=1)]
     return lines[:DIFFERENCE] + [f"... and {len(lines) - DIFFERENCE} more lines"] * (len(lines) > DIFFERENCE)
 
 
 def command(*words: Any) -> str:
     """A command line of the framework, as it can be typed."""
-    quoted = (f'"{word}"' if " " in str(word) else str(word) for word in words)
-    return " ".join(("python -m framework", *quoted))
+    return " ".join(["python -m framework", *(f'"{word}"' if " " in str(word) else str(word) for word in words)])
 
 
 def keep_source(path: Path, file: str | None) -> None:
@@ -251,6 +292,11 @@ def ending(
         raise
 
 
+def holds_nothing_else(path: Path) -> bool:
+    """Whether a directory holds only what was put there before anything was trained."""
+    return {entry.name for entry in path.iterdir()} <= {INFO, SOURCE, LOCK}
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hex."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -261,14 +307,10 @@ def environment() -> dict[str, Any]:
     from framework import __version__
 
     return {
-        "framework": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "git_commit": _git_commit(),
+        "framework": __version__, "python": platform.python_version(), "torch": torch.__version__,
+        "platform": platform.platform(), "threads": torch.get_num_threads(), "git_commit": _git_commit(),
         "command": [os.path.basename(sys.executable), *sys.orig_argv[1:]],
-    }
+    }  # fmt: skip
 
 
 def _git_commit() -> str | None:

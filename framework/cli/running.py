@@ -6,8 +6,8 @@ import contextlib
 import importlib.metadata
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,7 +15,9 @@ import torch
 from framework import checkpoint
 from framework.cli import rundir, verbs
 from framework.cli.lab import Lab, find_lab
+from framework.cli.options import of_recipe
 from framework.cli.pictures import drawn
+from framework.cli.signals import Signals
 from framework.device import resolve
 from framework.discovery import DISTRIBUTION, Listed, check, find, several
 from framework.errors import PluginError, RunDirError, UsageError, did_you_mean
@@ -24,7 +26,51 @@ from framework.recipe import Recipe
 from framework.seed import seed_everything
 from framework.trainer import Result, Trainer
 
-CTRL_C = "Ctrl-C"
+
+@dataclass
+class Job:
+    """What is run, and with what beside the recipe's own.
+
+    Attributes:
+        device: a device or its name; `target` is the one that is used
+        extra: what -p lists
+        signals: hears Ctrl-C and the like; None in the library, which leaves them to its user
+        resumes: whether to go on where a run that has not finished was
+        about: what run.json says of it
+
+    Raises:
+        UsageError: what was asked for does not exist or does not fit together
+    """
+
+    lab: Lab
+    settings: Mapping[str, Any]
+    seed: int
+    device: str | torch.device
+    extra: list[Any]
+    deterministic: bool = False
+    signals: Signals | None = None
+    resumes: bool = False
+    about: dict[str, Any] = field(init=False)
+    target: torch.device = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.target = resolve(self.device)
+        _check_all(self.extra)  # a misspelt name is told before anything is built or downloaded
+        if self.lab.draws:
+            self.target = _drawn_on(self.lab, str(self.device), self.extra)
+        if not -(2**63) <= self.seed < 2**64:
+            raise UsageError(f"seed must be a whole number of at most 64 bits, got {self.seed}")
+        self.about = {
+            "recipe": self.lab.name, "file": self.lab.file, "sha256": self.lab.sha256, "knobs": self.settings,
+            "seed": self.seed, "device": str(self.target), "deterministic": self.deterministic,
+            "given": [spec if isinstance(spec, str) else f"{type(spec).__module__}:{type(spec).__qualname__}"
+                      for spec in self.extra],
+        }  # fmt: skip
+
+    @property
+    def stopped(self) -> str | None:
+        """The signal that stops it, if one did."""
+        return self.signals.received if self.signals else None
 
 
 def run(
@@ -49,34 +95,36 @@ def run(
         NonFiniteError: the loss became inf or nan
     """
     lab = find_lab(recipe)
-    settings = lab.settings(knobs)
-    extra = several(plugins)
-    target = resolve(device)
-    _check_all(extra)  # a misspelt name is told before anything is built or downloaded
-    if lab.draws:
-        target = _drawn_on(lab, str(device), extra)
-    if not -(2**63) <= seed < 2**64:
-        raise UsageError(f"seed must be a whole number of at most 64 bits, got {seed}")
-    named = None if run_dir is None else rundir.claim(Path(run_dir))
-    about = {"recipe": lab.name, "file": lab.file, "sha256": lab.sha256, "knobs": settings, "seed": seed,
-             "device": str(target), "deterministic": deterministic}  # fmt: skip
-    seed_everything(seed)
-    made: Any = None if lab.draws else _made(lab, settings, named)
-    if made is None and not lab.draws:
-        return None
-    path, own = named or rundir.new(lab.name), named is None
-    print(f"recipe    {lab.name}    {lab.title}".rstrip())
-    print(f"seed      {seed}")
-    results = None
-    with _deterministic(deterministic):
-        if lab.draws:
-            _draw(lab, about, path, own)
-        else:
-            train = _run_one if isinstance(made, Recipe) else _run_variants
-            results = train(made, lab, about, extra, target, path, own)
+    return perform(Job(lab, lab.settings(knobs), seed, device, several(plugins), deterministic), run_dir)
+
+
+def perform(job: Job, run_dir: str | Path | None) -> Any:
+    """Run a job in a run directory; what `run` gives."""
+    lab, named = job.lab, None if run_dir is None else Path(run_dir)
+    with contextlib.ExitStack() as stack:
+        if named is not None:
+            stack.enter_context(rundir.held(named, rundir.unfinished if job.resumes else rundir.claim))
+        seed_everything(job.seed)
+        made: Any = None if lab.draws else lab.make(job.settings)
+        if job.resumes and named and isinstance(made, Mapping) != ("variants" in rundir.read_info(named)):
+            raise RunDirError(f"{lab.file} does not build what ran in {named}")
+        if made is None and not lab.draws:
+            return None
+        path, own, results = named or rundir.new(lab.name), named is None, None
+        if own:
+            stack.enter_context(rundir.held(path, rundir.claim))
+        print(f"recipe    {lab.name}    {lab.title}".rstrip())
+        print(f"seed      {job.seed}")
+        with _deterministic(job.deterministic):
+            if lab.draws:
+                _draw(job, path, own)
+            else:
+                results = (_run_one if isinstance(made, Recipe) else _run_variants)(job, made, path, own)
     print(f"saved     {path}{os.sep}")
     if pictures := drawn(path):
         print(f"pictures  {', '.join(pictures)}")
+    if not rundir.is_finished(path):
+        print(f"next      {rundir.command('resume', path)}")
     return results
 
 
@@ -91,26 +139,13 @@ def _drawn_on(lab: Lab, device: str, extra: Iterable[Any]) -> torch.device:
     return torch.device("cpu")
 
 
-def _made(lab: Lab, settings: Mapping[str, Any], named: Path | None) -> Any:
-    """What the recipe gives; a directory that was named is not left behind empty."""
-    made = None
-    try:
-        made = lab.make(settings)
-    finally:
-        if made is None and named is not None:  # it trains nothing, or failed
-            with contextlib.suppress(OSError):
-                named.rmdir()
-    return made
-
-
-def _draw(lab: Lab, about: dict[str, Any], path: Path, own: bool) -> None:
+def _draw(job: Job, path: Path, own: bool) -> None:
     """Call a recipe that trains nothing, in a directory that keeps what it was and what it draws."""
-    info = {**about, **rundir.environment(), "stop_reason": None}
+    info = {**job.about, **rundir.environment(), "stop_reason": None}
     rundir.write_info(path, info)
-    rundir.keep_source(path, lab.file)
-    files = rundir.INFO, rundir.SOURCE
-    with rundir.ending(path, info, own, lambda e: isinstance(e, UsageError) and _holds(path, *files)):
-        lab.draw(about["knobs"], path)
+    rundir.keep_source(path, job.lab.file)
+    with rundir.ending(path, info, own, lambda e: isinstance(e, UsageError) and rundir.holds_nothing_else(path)):
+        job.lab.draw(job.settings, path)
     rundir.write_info(path, {**info, "stop_reason": "completed"})
 
 
@@ -142,36 +177,32 @@ def _check_all(specs: Iterable[Any]) -> None:
         raise PluginError("\n".join(findings))
 
 
-def _run_variants(
-    made: Mapping[str, Any], lab: Lab, about: dict[str, Any], extra: list[Any], device: torch.device, parent: Path,
-    own: bool,
-) -> dict[str, Result]:  # fmt: skip
+def _run_variants(job: Job, made: Mapping[str, Any], parent: Path, own: bool) -> dict[str, Result]:
     """Train the variants of a recipe one after another, each in its own directory, and compare them."""
     results: dict[str, Result] = {}
-    info = {**about, "variants": [], **rundir.environment(), "stop_reason": None}
+    info = {**job.about, "variants": [], **rundir.environment(), "stop_reason": None}
     rundir.write_info(parent, info)
+    rundir.keep_source(parent, job.lab.file)
+
+    def mistaken(error: BaseException) -> bool:
+        return isinstance(error, UsageError) and rundir.holds_nothing_else(parent)
+
     for label, variant in made.items():
-        print(f"\nvariant   {label}")
-        seed_everything(about["seed"])  # every variant starts from the same draws
-        with rundir.ending(
-            parent, info, own, lambda e: isinstance(e, UsageError) and _holds(parent, rundir.INFO), f"{label}: "
-        ):
-            one = variant if isinstance(variant, Recipe) else lab.checked(variant())
-            results[label] = _run_one(one, lab, {**about, "label": label}, extra, device, parent / label, own)
-        info["variants"] = list(results)
-        if results[label].stop_reason == CTRL_C:
-            rundir.write_info(parent, {**info, "stop_reason": CTRL_C})
-            return results
+        if not (job.resumes and rundir.is_finished(parent / label)):
+            print(f"\nvariant   {label}")
+            seed_everything(job.seed)  # every variant starts from the same draws
+            with rundir.ending(parent, info, own, mistaken, f"{label}: "):
+                one = variant if isinstance(variant, Recipe) else job.lab.checked(variant())
+                results[label] = _run_one(job, one, parent / label, own, label=label)
+        info["variants"].append(label)
         rundir.write_info(parent, info)
-    rundir.write_info(parent, {**info, "stop_reason": "completed"})
-    if len(results) > 1:
+        if job.stopped:
+            break
+    done = all(rundir.is_finished(parent / label) for label in made)
+    rundir.write_info(parent, {**info, "stop_reason": "completed" if done else job.stopped})
+    if done and len(made) > 1:
         _compare(parent)
     return results
-
-
-def _holds(path: Path, *names: str) -> bool:
-    """Whether a directory holds these at the most, so that nothing is lost with it."""
-    return {entry.name for entry in path.iterdir()} <= {*names}
 
 
 def _compare(parent: Path) -> None:
@@ -211,34 +242,49 @@ def default_names() -> list[str]:
     return [name for point in points if point.dist and point.dist.name == DISTRIBUTION for name in point.load()]
 
 
-def _run_one(
-    recipe: Recipe, lab: Lab, about: dict[str, Any], extra: list[Any], device: torch.device, path: Path,
-    own: bool = False,
-) -> Result:  # fmt: skip
+def _run_one(job: Job, recipe: Recipe, path: Path, own: bool = False, **label: str) -> Result:
     """Train one Recipe in a directory that keeps what it was."""
     trainer: Trainer | None = None
-    info = {**about, **rundir.environment(), "stop_reason": None}
-    rundir.claim(path)
+    info, source = _begun(job, path, {**job.about, **label})
     with rundir.ending(path, info, own, lambda e: isinstance(e, UsageError) and (trainer is None or trainer.step == 0)):
-        trainer = trainer_of(recipe, line_up(lab.module, recipe.plugins, extra), device, path)
+        heard = [Listed("_signals", job.signals, "command line")] if job.signals else []
+        trainer = trainer_of(recipe, line_up(job.lab, recipe.plugins, [*job.extra, *heard]), job.target, path)
         info["plugins"] = [
             {"name": p.name, "listed": p.listed, "distribution": p.distribution}
             for p in trainer.plugins.order
             if not p.name.startswith("_")  # the command line's own
         ]
         rundir.write_info(path, info)
-        rundir.keep_source(path, lab.file)
+        rundir.keep_source(path, job.lab.file)
         result = trainer.fit(
             recipe.train, recipe.val, recipe.epochs, recipe.batch_size, recipe.shuffle, recipe.drop_last,
             accumulate=recipe.accumulate, num_workers=recipe.num_workers, loader=recipe.loader, cache=recipe.cache,
-            graph=recipe.graph, fast=recipe.fast,
+            graph=recipe.graph, fast=recipe.fast, resume=source,
         )  # fmt: skip
-        if recipe.test is not None:
+        if recipe.test is not None and result.stop_reason not in rundir.STOPS:
             result.test = trainer.evaluate(recipe.test, recipe.batch_size)
             print("test      " + "  ".join(f"{name} {value:.6g}" for name, value in result.test.items()))
-    ended = {name: getattr(result, name) for name in ("epochs", "steps", "seconds", "best", "test")}
+    ended = {name: getattr(result, name) for name in rundir.ENDED}
     rundir.write_info(path, {**info, "stop_reason": result.stop_reason or "completed", **ended})
     return result
+
+
+def _begun(job: Job, path: Path, about: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
+    """What run.json says at the start, and the checkpoint to go on from."""
+    if job.resumes and checkpoint.candidates(path):
+        source, snapshot, told = checkpoint.newest(path)
+        told += [f"{left.name} was never finished" for left in source.parent.glob(".tmp-*") if left.is_dir()]
+        then = checkpoint.manifest(source)["fingerprint"]
+        now = checkpoint.fingerprint({"": torch.empty(0, device=job.target)})
+        if changed := [f"{name} {then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]]:
+            told += [f"exact data order; the last bits may differ: {', '.join(changed)}"]
+        print(f"resumed   from step {snapshot.step} (epoch {snapshot.epoch}, {source})", *told, sep="\n          ")
+        return rundir.resumed(path, about, snapshot.step), source
+    rundir.claim(path, failed=job.resumes)
+    with rundir.writing(path):
+        path.mkdir(exist_ok=True)
+        (path / rundir.ROWS).unlink(missing_ok=True)
+    return {**about, **rundir.environment(), "stop_reason": None}, None
 
 
 def trainer_of(recipe: Recipe, plugins: Sequence[Any], device: str | torch.device, run_dir: Path | None) -> Trainer:
@@ -249,17 +295,15 @@ def trainer_of(recipe: Recipe, plugins: Sequence[Any], device: str | torch.devic
     )  # fmt: skip
 
 
-def line_up(
-    module: ModuleType | None, listed: Sequence[Any], extra: Sequence[Any], defaults: bool = True
-) -> list[Listed]:
+def line_up(lab: Lab, listed: Sequence[Any], extra: Sequence[Any], defaults: bool = True) -> list[Listed]:
     """The plugins in their order: the recipe module, the recipe's list, the defaults, then `-p`.
 
     Raises:
         PluginError: `no:NAME` of a plugin that is not there
     """
     order: list[Listed] = []
-    if module is not None:
-        itself = Listed(module.__name__.rpartition(".")[2], module, "recipe module")
+    if lab.module is not None:
+        itself = Listed(lab.name, lab.module, "recipe module")
         order += [itself] if any(examine(itself)) else []
     for spec in several(listed):
         order += find(spec, "recipe")
@@ -281,15 +325,16 @@ def _names(order: Sequence[Listed]) -> list[str]:
 
 
 def rebuild(
-    run_dir: Path, recipe: str | None = None, label: str | None = None, plugins: Sequence[Any] = ()
+    run_dir: Path, recipe: str = "", label: str = "", plugins: Sequence[Any] = (), trust: bool = False
 ) -> tuple[Recipe, Trainer, Path]:
     """The Recipe and a Trainer of a run with the weights of a checkpoint, and that checkpoint.
 
     Args:
-        recipe: a recipe file in place of the one that ran
+        recipe: a recipe in place of the one that ran
         label: the checkpoint to take; by default the best if it was chosen on validation data, else the last. (The
             training loss of an epoch is that of weights before its steps; it cannot choose between weights after.)
         plugins: what to add to the recipe's own, as -p; what a run directory says never names code to run
+        trust: run the copy of the recipe that is in the run directory
 
     Raises:
         RunDirError: no run, no checkpoint, or the recipe file is not the one that ran
@@ -304,16 +349,11 @@ def rebuild(
     if path is None:
         hint = f" {label!r}" if label and checkpoint.find(run_dir, "best", "last") else ": did no plugin save one?"
         raise RunDirError(f"{run_dir} has no checkpoint{hint}")
-    if recipe is None:
-        recipe = info.get("file")
-        if not recipe or not Path(recipe).is_file():
-            raise RunDirError(f"the recipe of {run_dir} is gone ({recipe}); name it with --recipe FILE")
-        if rundir.sha256(Path(recipe)) != info.get("sha256"):
-            raise RunDirError(f"{recipe} has changed since {run_dir} ran; name the one to use with --recipe FILE")
-    lab = find_lab(recipe)
-    made = build(lab, seed=int(info["seed"]), **info["knobs"])
+    lab = find_lab(rundir.original(run_dir, info, recipe, trust))
+    knobs, options = of_recipe(lab, ["--config", str(run_dir / rundir.INFO)])
+    made = build(lab, seed=options.seed, **knobs)
     one: Recipe | None = made.get(info.get("label")) if isinstance(made, dict) else made
     if one is None:
-        raise RunDirError(f"{recipe} does not build what ran in {run_dir}")
+        raise RunDirError(f"{lab.file} does not build what ran in {run_dir}")
     checkpoint.restore_model(checkpoint.read(path), one.model)
-    return one, trainer_of(one, line_up(lab.module, one.plugins, plugins, defaults=False), "auto", None), path
+    return one, trainer_of(one, line_up(lab, one.plugins, plugins, defaults=False), "auto", None), path

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from framework.recipe import Recipe
 
 
-def evaluate(run: Path, recipe: str = "", checkpoint: str = "", plugin: Plugins = ()) -> int:
+def evaluate(run: Path, recipe: str = "", checkpoint: str = "", plugin: Plugins = (), trust_run: bool = False) -> int:
     """The figures of a run's weights on the data of its recipe.
 
     Args:
@@ -23,10 +23,11 @@ def evaluate(run: Path, recipe: str = "", checkpoint: str = "", plugin: Plugins 
         recipe: the recipe file to use, where the original has gone or changed
         checkpoint: best or last; by default the best if it was chosen on validation data, else the last
         plugin: as for a run; those of the recipe are there already
+        trust_run: run the copy of the recipe that is in the run directory
     """
     from framework.cli.running import rebuild
 
-    made, trainer, path = rebuild(run, recipe or None, checkpoint or None, plugin)
+    made, trainer, path = rebuild(run, recipe, checkpoint, plugin, trust_run)
     print(f"weights   {path}")
     for split in ("train", "val", "test"):
         data = getattr(made, split)
@@ -43,7 +44,9 @@ def _is_loader(data: Any) -> bool:
     return isinstance(data, DataLoader)
 
 
-def predict(run: Path, input: str, recipe: str = "", checkpoint: str = "", plugin: Plugins = ()) -> int:
+def predict(
+    run: Path, input: str, recipe: str = "", checkpoint: str = "", plugin: Plugins = (), trust_run: bool = False
+) -> int:
     """What a run's model says about an input.
 
     Args:
@@ -52,10 +55,11 @@ def predict(run: Path, input: str, recipe: str = "", checkpoint: str = "", plugi
         recipe: the recipe file to use, where the original has gone or changed
         checkpoint: best or last; by default the best if it was chosen on validation data, else the last
         plugin: as for a run; those of the recipe are there already
+        trust_run: run the copy of the recipe that is in the run directory
     """
     from framework.cli.running import rebuild
 
-    made, trainer, path = rebuild(run, recipe or None, checkpoint or None, plugin)
+    made, trainer, path = rebuild(run, recipe, checkpoint, plugin, trust_run)
     inputs, rows = _inputs(input, made)
     print(f"weights   {path}")
     for row, output in zip(rows, trainer.predict(inputs), strict=True):

@@ -69,7 +69,7 @@ def _print_order(recipe: str, extra: tuple[str, ...]) -> None:
     if made is None:
         raise RecipeError(f"the recipe {lab.name} trains nothing, so it has no plugins")
     for label, one in made.items() if isinstance(made, dict) else [("", made)]:
-        order = line_up(lab.module, one.plugins, extra)
+        order = line_up(lab, one.plugins, extra)
         print(f"{label + ': ' if label else ''}the plugins of {lab.name}; the first runs first and wraps outermost")
         for number, listed in enumerate(order, start=1):
             impls, findings = examine(listed)

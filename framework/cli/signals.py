@@ -31,7 +31,7 @@ from typing import Any, BinaryIO
 from framework.cli import rundir
 from framework.trainer import Trainer
 
-STOPS = dict(zip(("SIGINT", "SIGTERM", "SIGHUP"), rundir.STOPS, strict=True))  # signal: what run.json says of the stop
+REASONS = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP"}  # why the run stopped, by signal
 ASKED = "stopping after this step and saving; press Ctrl-C again to quit at once"
 
 
@@ -43,21 +43,22 @@ class Signals:
     """
 
     def __init__(self) -> None:
-        self.received: int | None = None  # the first signal that ends the run
+        self.received: str | None = None  # why the run is to stop
         self._told = ""  # what to tell as soon as the step in hand is saved
         self._saved = -1  # the step of the last checkpoint
+        self._trainer: Any = None
         self._before: dict[int, Any] = {}
         self._stacks: BinaryIO | None = None
 
     @property
     def status(self) -> int:
         """The exit status that tells the shell of the signal."""
-        return 128 + self.received if self.received else 0
+        return rundir.STOPS[self.received] if self.received else 0
 
     def on_fit_start(self, trainer: Trainer) -> None:
         self._trainer, self._process, self._saved = trainer, os.getpid(), -1
         if threading.current_thread() is threading.main_thread():
-            for number in filter(None, (getattr(signal, name, None) for name in (*STOPS, "SIGUSR1"))):
+            for number in filter(None, (getattr(signal, name, None) for name in (*REASONS, "SIGUSR1"))):
                 before = signal.getsignal(number)
                 if before not in (signal.SIG_IGN, None):  # ignored: under nohup, or behind a shell's &
                     self._before[number] = before
@@ -79,8 +80,8 @@ class Signals:
             later(partial(self._trainer.save, "last"))
             _say("saving after this step\n")
         elif self.received is None:
-            self.received, self._told = number, "saved step {}; it is safe to kill this process now"
-            later(partial(self._trainer.stop, STOPS[name]))
+            self.received, self._told = REASONS[name], "saved step {}; it is safe to kill this process now"
+            later(partial(self._trainer.stop, self.received))
             if name == "SIGHUP":
                 _leave_the_terminal()
             _say(f"\n{ASKED}\n")
@@ -104,6 +105,7 @@ class Signals:
     def on_teardown(self) -> None:
         while self._before:
             signal.signal(*self._before.popitem())
+        self._trainer = None  # and with it the model, which the next variant needs the memory of
         if self._stacks is not None:
             faulthandler.disable()
             self._stacks.close()

@@ -1,0 +1,60 @@
+"""Going on with a run that has not finished."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+
+from framework.cli import rundir
+from framework.cli.lab import find_lab
+from framework.cli.options import Plugins, Quiet, of_recipe
+from framework.cli.running import Job, perform
+from framework.cli.signals import Signals
+from framework.cli.train import silent
+from framework.errors import RunDirError
+
+
+def resume(
+    run: Path, recipe: str = "", device: str = "", plugin: Plugins = (), trust_run: bool = False, quiet: Quiet = False
+) -> int:
+    """Go on with a run that was stopped, failed or was killed, as if nothing had happened.
+
+    Args:
+        run: a run directory
+        recipe: the recipe file to use, where the original has gone or changed
+        device: in place of the one that the run was on
+        plugin: as for a run; a file or module:Class of the run must be given again
+        trust_run: run the copy of the recipe that is in the run directory
+    """
+    info, signals = rundir.unfinished(run), Signals()
+    given = _given(run, info.get("given", []), plugin)
+    with silent() if quiet else contextlib.nullcontext():
+        lab = find_lab(rundir.original(run, info, recipe, trust_run))
+        knobs, options = of_recipe(lab, ["--config", str(run / rundir.INFO)])
+        lab = dataclasses.replace(lab, name=info["recipe"])  # under which its state was saved
+        device = device or info["device"]
+        job = Job(lab, knobs, options.seed, device, given, options.deterministic, signals, resumes=True)
+        if trust_run:  # the next time it has to be said again
+            job.about |= {"file": info["file"], "sha256": info["sha256"]}
+        perform(job, run)
+    return signals.status
+
+
+def _given(run: Path, recorded: Iterable[str], given: Iterable[str]) -> list[str]:
+    """The plugins that a run was given, and those it is given now; `no:FILE` leaves out one of its files.
+
+    Raises:
+        RunDirError: one is code that is not named again: what a run directory says names none
+    """
+    code = {spec for spec in recorded if spec.endswith(".py") or ":" in spec.removeprefix("no:")}
+    left_out = {spec for spec in code if f"no:{spec}" in given}
+    if missing := code - left_out - {*given}:
+        again = rundir.command("resume", run, *(part for spec in sorted(missing) for part in ("-p", spec)))
+        raise RunDirError(
+            f"{run} ran with {', '.join(sorted(missing))}, and a run directory names no code to run: "
+            f"if you trust that, name it yourself: {again}"
+        )
+    now = [spec for spec in given if spec not in recorded and spec.removeprefix("no:") not in left_out]
+    return [*(spec for spec in recorded if spec not in left_out), *now]
