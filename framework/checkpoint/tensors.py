@@ -43,9 +43,7 @@ def written(tensors: dict[str, Tensor]) -> list[bytes | memoryview]:
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     if len(names) > COUNT or len(text) > SIZE:
-        raise CheckpointError(
-            f"{len(names):,} tensors whose names and shapes are {len(text):,} bytes: that is too much"
-        )
+        raise CheckpointError(f"{len(names):,} tensors, with {len(text):,} bytes of names and shapes, are too many")
     return [len(text).to_bytes(8, "little") + text, *pieces]
 
 
@@ -86,8 +84,7 @@ def load(data: bytes) -> dict[str, Tensor]:
         raise CheckpointError(f"{len(data) - begin:,} bytes of tensors, and {end:,} are described")
     for name, entry in header.items():
         first, last = entry["data_offsets"]
-        kept = numpy.frombuffer(data, numpy.uint8, last - first, begin + first)
-        if entry["dtype"] == "BOOL" and kept.max(initial=0) > 1:
+        if entry["dtype"] == "BOOL" and numpy.frombuffer(data[begin + first : begin + last], numpy.uint8).max(initial=0) > 1:
             raise CheckpointError(f"the tensor {name!a:.80} is of bool and has a byte that is neither 0 nor 1")
     try:
         return safetensors.torch.load(data)
