@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, StackDataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, StackDataset, TensorDataset, default_collate
 
 from framework.device import apply, leaves, move, named
 from framework.errors import DataError, UsageError
-from framework.mistakes import guarded
+from framework.mistakes import guarded, kind_of, repeated
 from framework.mistakes import no_pair as no_pair
 
 
@@ -59,8 +60,7 @@ def make_loader(
         raise DataError(
             f"{split}: drop_last=True leaves no batch: {size} samples are fewer than batch_size={batch_size}"
         )
-    if num_workers:
-        dataset = guarded(dataset, split)
+    dataset = guarded(dataset, split, num_workers)
     return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last, num_workers=num_workers)
 
 
@@ -101,7 +101,7 @@ def length(data: Any) -> int | None:
     """Its length; None where it does not know."""
     try:
         return len(data)
-    except (TypeError, NotImplementedError):  # an IterableDataset need not know
+    except (TypeError, NotImplementedError, ValueError):  # an IterableDataset need not know
         return None
 
 
@@ -111,6 +111,37 @@ def _whole(data: Any, dataset: Dataset[Any]) -> Any:
     if isinstance(dataset, IterableDataset):
         return default_collate(list(dataset))
     return default_collate([dataset[index] for index in range(length(dataset) or 0)])
+
+
+def promised(loader: Any) -> tuple[float, int] | None:
+    """How many batches a pass gives that begins now, and what difference from that is too much; None if unknown."""
+    if type(loader) is not DataLoader:
+        return None
+    if isinstance(loader.dataset, IterableDataset):
+        size = length(loader.dataset)  # the last batch of each worker may be short, or be left out
+        return None if size is None else (size / (loader.batch_size or 1), max(1, loader.num_workers))
+    samplers = loader.batch_sampler, getattr(loader.batch_sampler, "sampler", loader.sampler)
+    known = all(sampler is None or type(sampler).__module__ == Sampler.__module__ for sampler in samplers)
+    return (len(loader), 1) if known else None
+
+
+def complete(split: str, loader: Any, promise: tuple[float, int] | None, seen: int) -> None:
+    """Look at a pass that gave `seen` batches.
+
+    Raises:
+        DataError: samples were lost, or came once from each worker
+    """
+    if promise is None or abs(seen - promise[0]) < promise[1]:
+        return
+    kind, workers = kind_of(loader.dataset), loader.num_workers
+    if not isinstance(loader.dataset, IterableDataset):
+        why = f"{kind} raised StopIteration, which ends it; every row from 0 up to its length must give a sample"
+        raise DataError(f"{split}: the pass ended after {seen} of {promise[0]} batches: {why}")
+    told = length(loader.dataset)
+    said = f"{split}: {seen} batches of {loader.batch_size} came from {kind}, whose length is {told}"
+    if seen > promise[0] and workers > 1:
+        raise DataError(f"{said}: {repeated(loader.dataset, workers)}")
+    warnings.warn(f"{said}: correct its __len__, or leave it out", stacklevel=2)
 
 
 def windows(batches: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:

@@ -40,7 +40,8 @@ def _point(name: str, own: bool = False) -> importlib.metadata.EntryPoint:
 
 def origin(point: importlib.metadata.EntryPoint) -> str:
     """Distribution and version of an entry point."""
-    return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution"
+    known = point.dist and point.dist.name  # not in a damaged installation
+    return f"{known} {point.dist.version}" if point.dist and known else "an unknown distribution"
 
 
 @dataclass(eq=False)
@@ -123,7 +124,9 @@ def _blamed_on(name: str, distribution: str = "") -> Iterator[None]:
         yield
     except FrameworkError as error:
         raise PluginError(f"{what}: {error}") from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # sys.exit() and pytest.skip() are no Exception
         raise PluginError(f"{what} cannot be loaded: {type(error).__name__}: {error}") from error
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 from collections import Counter, OrderedDict, defaultdict
 from typing import Any
@@ -70,7 +71,7 @@ def _encode(tree: Any, tensors: dict[str, Tensor] | None, path: str, depth: int)
             return {tag: sorted((_encode(e, None, f"an element of {path}", depth - 2) for e in tree), key=json.dumps)}
     if isinstance(tree, str) and re.search("[\ud800-\udfff]", tree):
         raise CheckpointError(f"{path} is text that is not Unicode, {tree!a:.80}; keep it as bytes")
-    exact = -(2**63) <= tree < 2**63 if isinstance(tree, int) else isinstance(tree, float) and tree - tree == 0
+    exact = -(2**63) <= tree < 2**63 if isinstance(tree, int) else isinstance(tree, float) and math.isfinite(tree)
     if tree is None or isinstance(tree, str) or (exact and not isinstance(tree, numpy.generic)):
         return tree
     for tag, (kind, told, _) in _LEAVES.items():
@@ -121,7 +122,7 @@ def decode(tree: Any, tensors: dict[str, Tensor]) -> Any:
     try:
         return _decode(tree, tensors, DEPTH)
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError) as error:
-        raise CheckpointError(f"a value that no checkpoint has: {type(error).__name__}: {error}") from error
+        raise CheckpointError(f"a value that no checkpoint has: {type(error).__name__}: {error!s:.200}") from error
 
 
 def _decode(tree: Any, tensors: dict[str, Tensor], depth: int) -> Any:
@@ -210,6 +211,6 @@ def _int(told: str) -> int:
 
 
 def _float(told: str) -> float:
-    if float(told) - float(told) != 0:
+    if not math.isfinite(float(told)):
         raise ValueError(f"the number {told:.40}")
     return float(told)

@@ -151,10 +151,16 @@ def read_file(path: Path, limit: int) -> bytes:
 
 def exists(path: Path) -> bool:
     """Whether there is anything of this name, be it a link to nowhere."""
-    try:
+    with contextlib.suppress(FileNotFoundError):
         return bool(system.lstat(path))
-    except FileNotFoundError:
-        return False
+    return False
+
+
+def is_directory(path: Path) -> bool:
+    """Whether there is a directory of this name, not a link to one."""
+    with contextlib.suppress(FileNotFoundError):
+        return stat.S_ISDIR(system.lstat(path).st_mode)
+    return False
 
 
 def make_directory(path: Path) -> None:
@@ -208,7 +214,7 @@ def temporary(kind: str = "tmp") -> str:
 
 def remove(path: Path) -> None:
     """Remove a file, or a directory of files."""
-    if not stat.S_ISDIR(system.lstat(path).st_mode):
+    if not is_directory(path):
         return system.unlink(path)
     for name in sorted(system.listdir(path)):  # MANIFEST.json is the first: the rest cannot look complete
         system.unlink(path / name)

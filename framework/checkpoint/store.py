@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import math
 import platform
 import re
 import secrets
-import stat
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -59,8 +59,8 @@ def write(snapshot: Snapshot, run_dir: Path, labels: Iterable[str], bad: Iterabl
         CheckpointError: the disk is full, the directory cannot be written, a state that cannot be stored
     """
     directory, last = run_dir / "checkpoints", ""
-    contents = _contents(snapshot)
     try:
+        contents = _contents(snapshot)
         files.make_directory(directory)
         files.sweep(directory)
         earlier = [(path, told) for path, told in _listed(directory) if told]
@@ -71,15 +71,17 @@ def write(snapshot: Snapshot, run_dir: Path, labels: Iterable[str], bad: Iterabl
                 files.sync_directory(above)
         need, free = sum(len(piece) for pieces in contents.values() for piece in pieces), files.system.free(directory)
         if need > free:
-            told = f"it needs {_size(need)}, {_size(free)} are free at {directory}{last}"
-            raise CheckpointError(f"not enough space for a checkpoint: {told}")
+            sizes = f"it needs {math.ceil(need / 1e6):,} MB, {free // 10**6:,} MB are free at {directory}{last}"
+            raise CheckpointError(f"not enough space for a checkpoint: {sizes}")
         path, digest = _commit(directory, contents, _manifest(snapshot, *earlier[:1]))
+        files.sync_directory(directory)
         for label in labels:
             files.put(directory / label.upper(), json.dumps({"name": path.name, "manifest_sha256": digest}) + "\n")
         files.sync_directory(directory)
     except OSError as error:
-        reason = f"{error.strerror or error}{last}"
-        raise CheckpointError(f"cannot write a checkpoint into {directory}: {reason}") from error
+        raise CheckpointError(f"cannot write a checkpoint into {directory}: {error.strerror or error}{last}") from error
+    except MemoryError as error:
+        raise CheckpointError(f"not enough memory to write a checkpoint{last}") from error
     try:
         _retain(directory, {*bad})
     except (OSError, CheckpointError) as error:
@@ -91,9 +93,14 @@ def _contents(snapshot: Snapshot) -> dict[str, list[bytes | memoryview]]:
     """The files of a checkpoint but for the manifest, each as its pieces."""
     held: dict[str, dict[str, Tensor]] = {tree: {} for tree in TREES}
     state: dict[str, Any] = {tree: encode(getattr(snapshot, tree), held[tree], tree) for tree in TREES[1:]}
-    state["model"] = [[name, encode(value, held["model"], name)] for name, value in snapshot.model.items()]
+    state["model"] = [[name, encode(_plain(value), held["model"], name)] for name, value in snapshot.model.items()]
     state["history"] = encode(snapshot.history(), held["loop"], "history")
     return {STATE: [codec.text(state)], **{f"{tree}.safetensors": tensors.written(held[tree]) for tree in TREES}}
+
+
+def _plain(value: Any) -> Any:
+    """Weights in the order of their dimensions, for other readers of model.safetensors; a model keeps its strides."""
+    return value.contiguous() if isinstance(value, Tensor) and value.layout is torch.strided else value
 
 
 def _manifest(snapshot: Snapshot, earlier: tuple[Path, dict[str, Any]] | None = None) -> dict[str, Any]:
@@ -128,10 +135,8 @@ def _commit(directory: Path, contents: dict[str, Any], told: dict[str, Any], aga
         told["files"] = {name: {"size": size, "sha256": digest} for name, (size, digest) in written.items()}
         _, digest = files.write_file(beside / MANIFEST, [_sealed(told)])
         files.sync_directory(beside)
-        path, number = directory / f"step-{told['step']:012d}", 0
-        while files.exists(path):  # another state at the same step: never overwrite
-            number += 1
-            path = directory / f"step-{told['step']:012d}-r{number}"
+        names = (f"step-{told['step']:012d}{f'-r{number}' if number else ''}" for number in itertools.count())
+        path = next(directory / name for name in names if not files.exists(directory / name))  # never over another
         files.rename(beside, path)
         return path, digest
     except BaseException as error:
@@ -146,14 +151,6 @@ def _commit(directory: Path, contents: dict[str, Any], told: dict[str, Any], aga
 def _sealed(told: dict[str, Any]) -> bytes:
     """The one way to write a manifest: its last entry is the SHA-256 of it without that entry."""
     return codec.text({**told, "sha256": hashlib.sha256(codec.text(told)).hexdigest()})
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.1f} GB"
 
 
 def _retain(directory: Path, bad: set[str]) -> None:
@@ -268,7 +265,7 @@ def _listed(directory: Path) -> list[tuple[Path, dict[str, Any] | None]]:
     try:
         for name in files.system.listdir(directory) if files.exists(directory) else ():
             path = directory / name
-            if _NAME.fullmatch(name) and stat.S_ISDIR(files.system.lstat(path).st_mode):
+            if _NAME.fullmatch(name) and files.is_directory(path):
                 told = None
                 with contextlib.suppress(OSError, CheckpointError):
                     told = _told(path)
@@ -306,10 +303,9 @@ def _names(path: Path) -> set[str]:
 
 
 def _load(path: Path) -> Snapshot:
-    names = _names(path)
-    for name in sorted(names ^ NAMES):
-        raise _damaged(f"{name} {'is missing' if name in NAMES else 'does not belong there'}")
     told = _told(path)
+    for name in sorted(_names(path) ^ NAMES):
+        raise _damaged(f"{name} {'is missing' if name in NAMES else 'does not belong there'}")
     held = {name: _parsed(path / name, **entry) for name, entry in told["files"].items()}
     try:
         state = held.pop(STATE)
@@ -318,10 +314,7 @@ def _load(path: Path) -> Snapshot:
         trees["model"] = dict(trees["model"])
     except (CheckpointError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise _damaged(f"{STATE}: {error}") from error
-    for name, unnamed in held.items():
-        if unnamed:
-            raise _damaged(f"{name}: {STATE} has no place for {next(iter(unnamed))}")
-    if state or not all(type(tree) is dict for tree in trees.values()):
+    if state or any(held.values()) or not all(type(tree) is dict for tree in trees.values()):
         raise _damaged(f"{STATE}: it does not hold what a checkpoint holds")
     return Snapshot(told["epoch"], told["step"], **trees, exact=told["exact"], rows=(rows, len(rows)))
 

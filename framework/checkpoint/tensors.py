@@ -83,13 +83,15 @@ def load(data: bytes) -> dict[str, Tensor]:
     if begin + end != len(data):
         raise CheckpointError(f"{len(data) - begin:,} bytes of tensors, and {end:,} are described")
     for name, entry in header.items():
-        first, last = entry["data_offsets"]
-        if entry["dtype"] == "BOOL" and numpy.frombuffer(data[begin + first : begin + last], numpy.uint8).max(initial=0) > 1:
-            raise CheckpointError(f"the tensor {name!a:.80} is of bool and has a byte that is neither 0 nor 1")
+        if entry["dtype"] == "BOOL":
+            first, last = entry["data_offsets"]
+            if numpy.frombuffer(data, numpy.uint8, last - first, begin + first).max(initial=0) > 1:
+                raise CheckpointError(f"the tensor {name!a:.80} is of bool and has a byte that is neither 0 nor 1")
     try:
-        return safetensors.torch.load(data)
+        found = safetensors.torch.load(data)
+        return {name: found[name] for name in header}
     except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError, OverflowError, AssertionError) as error:
-        raise CheckpointError(f"safetensors cannot read the tensors: {error}") from error
+        raise CheckpointError(f"safetensors cannot read the tensors: {error!s:.200}") from error
 
 
 def _is_entry(entry: Any) -> bool:

@@ -63,10 +63,8 @@ def main(argv: list[str] | None = None) -> int:
 def _tell(error: FrameworkError, verbose: bool) -> None:
     if verbose:
         traceback.print_exc()
-        return
-    print(f"error: {error}", file=sys.stderr)
-    for note in getattr(error, "__notes__", ()):
-        print(f"  {note}", file=sys.stderr)
+    else:
+        print(f"error: {error}", *getattr(error, "__notes__", ()), sep="\n  ", file=sys.stderr)
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from framework.cli.rundir import sha256
 from framework.errors import FrameworkError, RecipeError, did_you_mean
 from framework.modules import RECIPES, installed, load_file
 from framework.recipe import Recipe
@@ -34,10 +33,6 @@ class Lab:
     @property
     def file(self) -> str | None:
         return str(Path(self.module.__file__).resolve()) if self.module and self.module.__file__ else None
-
-    @property
-    def sha256(self) -> str | None:
-        return sha256(Path(self.file)) if self.file else None
 
     @property
     def documentation(self) -> str:
@@ -89,7 +84,7 @@ class Lab:
         return {name: given.get(name, parameter.default) for name, parameter in knobs.items()}
 
     def make(self, settings: Mapping[str, Any]) -> Any:
-        """Call the recipe: a Recipe, a mapping of label to Recipe or function, or None.
+        """Call the recipe: a Recipe, a mapping of label to what makes its Recipe, or None.
 
         Raises:
             RecipeError: it raised, or returned something else
@@ -103,7 +98,7 @@ class Lab:
                 _check_label(self.name, label)
                 if not callable(variant):
                     self.checked(variant)
-            return {label: self._building(variant) if callable(variant) else variant for label, variant in made.items()}
+            return {label: self._building(variant) for label, variant in made.items()}
         return made if made is None else self.checked(made)
 
     def draw(self, settings: Mapping[str, Any], run_dir: Path) -> None:
@@ -120,10 +115,10 @@ class Lab:
                 f"{_shown(made)}. Plugins and hooks find the directory as trainer.run_dir"
             )
 
-    def _building(self, variant: Callable[[], Any]) -> Callable[[], Any]:
-        def build() -> Any:
+    def _building(self, variant: Any) -> Callable[[], Recipe]:
+        def build() -> Recipe:
             with _blamed_on(self.name, self.file):
-                return variant()
+                return self.checked(variant() if callable(variant) else variant)
 
         return build
 
@@ -165,8 +160,7 @@ def find_lab(recipe: str | Path | Callable[..., Any] | Lab) -> Lab:
         with _blamed_on(str(recipe), str(path.resolve())):
             module = load_file(path)
     else:
-        nearby = [str(other) for other in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        names = nearby if path.suffix == ".py" else installed()
+        names = [str(other) for other in path.parent.glob("*.py")] if path.suffix == ".py" else installed()
         raise RecipeError(f"there is no recipe {name!r}.{did_you_mean(name, names) if names else ''}")
     function = getattr(module, "recipe", None)
     if not callable(function):

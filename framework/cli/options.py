@@ -30,16 +30,14 @@ Plugins = Annotated[
                   help="add a plugin, or remove one with no:NAME; repeatable"),
 ]  # fmt: skip
 Quiet = tyro.conf.FlagCreatePairsOff[Annotated[bool, tyro.conf.arg(aliases=["-q"], help="print nothing but errors")]]
-_Verbose = tyro.conf.FlagCreatePairsOff[
-    Annotated[bool, tyro.conf.arg(aliases=["-v"], help="show the full traceback of an error")]
-]
-_Deterministic = tyro.conf.FlagCreatePairsOff[
-    Annotated[bool, tyro.conf.arg(help="refuse operations whose result can differ from run to run")]
-]
 
 
 def _text(help_text: str, metavar: str) -> Any:
     return Annotated[str, tyro.conf.arg(help=help_text, metavar=metavar)]
+
+
+def _flag(help_text: str, *short: str) -> Any:
+    return tyro.conf.FlagCreatePairsOff[Annotated[bool, tyro.conf.arg(aliases=short, help=help_text)]]
 
 
 @dataclasses.dataclass
@@ -51,9 +49,9 @@ class Options:
     plugin: Plugins = ()
     run_dir: _text("keep the run here; by default in runs/RECIPE/NNN", "DIR") = ""  # type: ignore[valid-type]
     config: _text("take knobs and seed from a JSON file, such as an earlier run.json", "FILE") = ""  # type: ignore[valid-type]
-    deterministic: _Deterministic = False
+    deterministic: _flag("refuse operations whose result can differ from run to run") = False  # type: ignore[valid-type]
     quiet: Quiet = False
-    verbose: _Verbose = False
+    verbose: _flag("show the full traceback of an error", "-v") = False  # type: ignore[valid-type]
 
 
 def parse(verb: Callable[..., Any], arguments: list[str], prog: str) -> Any:
@@ -115,12 +113,10 @@ def _refuse_values_of_flags(lab: Lab, arguments: list[str]) -> None:
 
 def _types(lab: Lab) -> dict[str, Any]:
     """The types of the knobs that have one written down."""
-    names = {name: parameter.annotation for name, parameter in lab.knobs.items()}
-    written = SimpleNamespace(
-        __annotations__={n: kind for n, kind in names.items() if kind is not inspect.Parameter.empty}
-    )
+    written = {name: knob.annotation for name, knob in lab.knobs.items() if knob.annotation is not knob.empty}
+    holder = SimpleNamespace(__annotations__=written)
     try:
-        return typing.get_type_hints(written, getattr(lab.function, "__globals__", {}), include_extras=True)
+        return typing.get_type_hints(holder, getattr(lab.function, "__globals__", {}), include_extras=True)
     except (NameError, TypeError, SyntaxError) as error:
         raise RecipeError(f"{lab.name}: the types of the knobs of recipe() cannot be read: {error}") from error
 

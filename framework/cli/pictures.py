@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import io
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from framework.checkpoint import write_whole
 from framework.errors import RunDirError
 from framework.modules import uncollected
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+STYLE: dict[Any, Any] = {  # the same figure gives the same file; texts are kept from overlapping
+    "svg.hashsalt": "framework", "axes.spines.top": False, "axes.spines.right": False,
+    "figure.constrained_layout.use": True,
+}  # fmt: skip
 # For names that users give: fonts of Windows, macOS and Linux with Hangul, which matplotlib's own do not have.
 HANGUL = ("Malgun Gothic", "Apple SD Gothic Neo", "NanumGothic", "Noto Sans CJK KR", "Noto Sans CJK JP")
 
@@ -53,29 +58,16 @@ def picture(path: Path, width: float = 8, height: float = 4) -> Iterator[Figure]
         from matplotlib.figure import Figure
         from matplotlib.font_manager import get_font_names
 
-    hangul = [font for font in get_font_names() if font in HANGUL]
-    with (
-        matplotlib.rc_context(
-            {
-                "svg.hashsalt": "framework",  # the same figure gives the same file
-                "axes.spines.top": False,
-                "axes.spines.right": False,
-                "figure.constrained_layout.use": True,  # keeps texts from overlapping
-                "font.family": ["sans-serif", *hangul],  # a letter that the first does not have is taken from the next
-            }
-        ),
-        warnings.catch_warnings(),
-    ):
+    # a letter that the first font does not have is taken from the next
+    fonts = ["sans-serif", *(font for font in get_font_names() if font in HANGUL)]
+    with matplotlib.rc_context({**STYLE, "font.family": fonts}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box in its place says as much
         figure = Figure(figsize=(width, height))
         yield figure
+        svg = io.StringIO()
+        figure.savefig(svg, format="svg", metadata={"Date": None})
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            beside = path.with_name(f".tmp-{path.name}")
-            try:
-                figure.savefig(beside, format="svg", metadata={"Date": None})
-                os.replace(beside, path)
-            finally:
-                beside.unlink(missing_ok=True)
+            write_whole(path, svg.getvalue())
         except OSError as error:
             raise RunDirError(f"cannot write {path}: {error.strerror or error}") from error

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
 from framework.cli import rundir
-from framework.cli.lab import find_lab
-from framework.cli.options import Plugins, Quiet, of_recipe
-from framework.cli.running import Job, perform
+from framework.cli.options import Plugins, Quiet
+from framework.cli.running import Job, perform, recorded
 from framework.cli.signals import Signals
 from framework.cli.train import silent
 from framework.errors import RunDirError
@@ -31,15 +29,14 @@ def resume(
     info, signals = rundir.unfinished(run), Signals()
     given = _given(run, info.get("given", []), plugin)
     with silent() if quiet else contextlib.nullcontext():
-        lab = find_lab(rundir.original(run, info, recipe, trust_run))
-        knobs, options = of_recipe(lab, ["--config", str(run / rundir.INFO)])
-        lab = dataclasses.replace(lab, name=info["recipe"])  # under which its state was saved
+        lab, knobs, options = recorded(run, info, recipe, trust_run)
+        lab.name = info["recipe"]  # under which its state was saved
         device = device or info["device"]
         job = Job(lab, knobs, options.seed, device, given, options.deterministic, signals, resumes=True)
         if trust_run:  # the next time it has to be said again
             job.about |= {"file": info["file"], "sha256": info["sha256"]}
         perform(job, run)
-    return signals.status
+    return rundir.STOPS.get(signals.received, 0)
 
 
 def _given(run: Path, recorded: Iterable[str], given: Iterable[str]) -> list[str]:

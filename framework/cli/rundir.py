@@ -85,11 +85,12 @@ def held(path: Path, check: Callable[[Path], Any]) -> Iterator[None]:
         RunDirError: it is in use, and by whom
     """
     check(path)
+    lock = checkpoint.lock(path, by="run")
     try:
-        with checkpoint.lock(path, by="run"):
-            check(path)
-            yield
+        check(path)
+        yield
     finally:
+        lock.close()  # Windows removes no file that is open
         with contextlib.suppress(OSError):
             if {entry.name for entry in path.iterdir()} <= {LOCK}:
                 shutil.rmtree(path)
@@ -232,6 +233,8 @@ def original(path: Path, info: Mapping[str, Any], recipe: str = "", trust: bool 
     """
     if recipe and trust:
         raise UsageError("--recipe names another recipe than --trust-run; leave out one of them")
+    if trust:
+        print(f"recipe    the copy {path / SOURCE} (--trust-run)")
     if recipe or trust:
         return recipe or str(path / SOURCE)
     name, file = info.get("recipe"), Path(info.get("file") or "")
@@ -269,20 +272,17 @@ def keep_source(path: Path, file: str | None) -> None:
 
 
 @contextlib.contextmanager
-def ending(
-    path: Path, info: dict[str, Any], own: bool, mistaken: Callable[[BaseException], bool], who: str = ""
-) -> Iterator[None]:
+def ending(path: Path, info: dict[str, Any], own: bool, trained: Callable[[], bool], who: str = "") -> Iterator[None]:
     """An error leaves its reason in run.json, behind `who`.
 
     Args:
         own: whether the directory is one of ours, which a mistake leaves behind no more than anything else
-        mistaken: whether an error is a mistake of the user before anything was trained; then the directory can be
-            used again
+        trained: whether anything was; before that, the directory of a mistake can be used again
     """
     try:
         yield
     except BaseException as error:
-        mistake = mistaken(error)
+        mistake = isinstance(error, UsageError) and not trained()
         if own and mistake:
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -292,9 +292,9 @@ def ending(
         raise
 
 
-def holds_nothing_else(path: Path) -> bool:
-    """Whether a directory holds only what was put there before anything was trained."""
-    return {entry.name for entry in path.iterdir()} <= {INFO, SOURCE, LOCK}
+def holds_more(path: Path) -> bool:
+    """Whether a directory holds more than what was put there before anything was trained or drawn."""
+    return not {entry.name for entry in path.iterdir()} <= {INFO, SOURCE, LOCK}
 
 
 def sha256(path: Path) -> str:

@@ -15,7 +15,7 @@ import torch
 from framework import checkpoint
 from framework.cli import rundir, verbs
 from framework.cli.lab import Lab, find_lab
-from framework.cli.options import of_recipe
+from framework.cli.options import Options, of_recipe
 from framework.cli.pictures import drawn
 from framework.cli.signals import Signals
 from framework.device import resolve
@@ -56,21 +56,16 @@ class Job:
     def __post_init__(self) -> None:
         self.target = resolve(self.device)
         _check_all(self.extra)  # a misspelt name is told before anything is built or downloaded
-        if self.lab.draws:
-            self.target = _drawn_on(self.lab, str(self.device), self.extra)
+        self.target = _drawn_on(self.lab, str(self.device), self.extra) if self.lab.draws else self.target
         if not -(2**63) <= self.seed < 2**64:
             raise UsageError(f"seed must be a whole number of at most 64 bits, got {self.seed}")
+        digest = rundir.sha256(Path(self.lab.file)) if self.lab.file else None
         self.about = {
-            "recipe": self.lab.name, "file": self.lab.file, "sha256": self.lab.sha256, "knobs": self.settings,
+            "recipe": self.lab.name, "file": self.lab.file, "sha256": digest, "knobs": self.settings,
             "seed": self.seed, "device": str(self.target), "deterministic": self.deterministic,
             "given": [spec if isinstance(spec, str) else f"{type(spec).__module__}:{type(spec).__qualname__}"
                       for spec in self.extra],
         }  # fmt: skip
-
-    @property
-    def stopped(self) -> str | None:
-        """The signal that stops it, if one did."""
-        return self.signals.received if self.signals else None
 
 
 def run(
@@ -144,7 +139,7 @@ def _draw(job: Job, path: Path, own: bool) -> None:
     info = {**job.about, **rundir.environment(), "stop_reason": None}
     rundir.write_info(path, info)
     rundir.keep_source(path, job.lab.file)
-    with rundir.ending(path, info, own, lambda e: isinstance(e, UsageError) and rundir.holds_nothing_else(path)):
+    with rundir.ending(path, info, own, lambda: rundir.holds_more(path)):
         job.lab.draw(job.settings, path)
     rundir.write_info(path, {**info, "stop_reason": "completed"})
 
@@ -183,23 +178,18 @@ def _run_variants(job: Job, made: Mapping[str, Any], parent: Path, own: bool) ->
     info = {**job.about, "variants": [], **rundir.environment(), "stop_reason": None}
     rundir.write_info(parent, info)
     rundir.keep_source(parent, job.lab.file)
-
-    def mistaken(error: BaseException) -> bool:
-        return isinstance(error, UsageError) and rundir.holds_nothing_else(parent)
-
     for label, variant in made.items():
         if not (job.resumes and rundir.is_finished(parent / label)):
             print(f"\nvariant   {label}")
             seed_everything(job.seed)  # every variant starts from the same draws
-            with rundir.ending(parent, info, own, mistaken, f"{label}: "):
-                one = variant if isinstance(variant, Recipe) else job.lab.checked(variant())
-                results[label] = _run_one(job, one, parent / label, own, label=label)
+            with rundir.ending(parent, info, own, lambda: rundir.holds_more(parent), f"{label}: "):
+                results[label] = _run_one(job, variant(), parent / label, own, label=label)
         info["variants"].append(label)
         rundir.write_info(parent, info)
-        if job.stopped:
+        if stopped := job.signals and job.signals.received:
             break
     done = all(rundir.is_finished(parent / label) for label in made)
-    rundir.write_info(parent, {**info, "stop_reason": "completed" if done else job.stopped})
+    rundir.write_info(parent, {**info, "stop_reason": "completed" if done else stopped or None})
     if done and len(made) > 1:
         _compare(parent)
     return results
@@ -232,7 +222,7 @@ def build(recipe: str | Path | Callable[..., Any] | Lab, *, seed: int = 0, **kno
     variants = {}
     for label, variant in made.items():
         seed_everything(seed)
-        variants[label] = variant if isinstance(variant, Recipe) else lab.checked(variant())
+        variants[label] = variant()
     return variants
 
 
@@ -246,14 +236,11 @@ def _run_one(job: Job, recipe: Recipe, path: Path, own: bool = False, **label: s
     """Train one Recipe in a directory that keeps what it was."""
     trainer: Trainer | None = None
     info, source = _begun(job, path, {**job.about, **label})
-    with rundir.ending(path, info, own, lambda e: isinstance(e, UsageError) and (trainer is None or trainer.step == 0)):
+    with rundir.ending(path, info, own, lambda: trainer is not None and trainer.step > 0):
         heard = [Listed("_signals", job.signals, "command line")] if job.signals else []
         trainer = trainer_of(recipe, line_up(job.lab, recipe.plugins, [*job.extra, *heard]), job.target, path)
-        info["plugins"] = [
-            {"name": p.name, "listed": p.listed, "distribution": p.distribution}
-            for p in trainer.plugins.order
-            if not p.name.startswith("_")  # the command line's own
-        ]
+        order = [p for p in trainer.plugins.order if not p.name.startswith("_")]  # without the command line's own
+        info["plugins"] = [{"name": p.name, "listed": p.listed, "distribution": p.distribution} for p in order]
         rundir.write_info(path, info)
         rundir.keep_source(path, job.lab.file)
         result = trainer.fit(
@@ -291,7 +278,8 @@ def trainer_of(recipe: Recipe, plugins: Sequence[Any], device: str | torch.devic
     """The Trainer of a Recipe."""
     return Trainer(
         recipe.model, recipe.loss, recipe.optimizer, plugins=plugins, device=device, run_dir=run_dir,
-        on_nonfinite=recipe.on_nonfinite,
+        on_nonfinite=recipe.on_nonfinite, on_plugin_error=recipe.on_plugin_error, on_save_error=recipe.on_save_error,
+        async_save=recipe.async_save,
     )  # fmt: skip
 
 
@@ -324,6 +312,13 @@ def _names(order: Sequence[Listed]) -> list[str]:
     return [entry.name for entry in order if not entry.name.startswith("_")]  # those are the command line's own
 
 
+def recorded(run_dir: Path, info: Mapping[str, Any], recipe: str, trust: bool) -> tuple[Lab, dict[str, Any], Options]:
+    """The recipe of a run, with the knobs and the options that it ran with."""
+    lab = find_lab(rundir.original(run_dir, info, recipe, trust))
+    lab.settings(info["knobs"])  # tells best which knob another recipe does not have
+    return lab, *of_recipe(lab, ["--config", str(run_dir / rundir.INFO)])
+
+
 def rebuild(
     run_dir: Path, recipe: str = "", label: str = "", plugins: Sequence[Any] = (), trust: bool = False
 ) -> tuple[Recipe, Trainer, Path]:
@@ -349,8 +344,7 @@ def rebuild(
     if path is None:
         hint = f" {label!r}" if label and checkpoint.find(run_dir, "best", "last") else ": did no plugin save one?"
         raise RunDirError(f"{run_dir} has no checkpoint{hint}")
-    lab = find_lab(rundir.original(run_dir, info, recipe, trust))
-    knobs, options = of_recipe(lab, ["--config", str(run_dir / rundir.INFO)])
+    lab, knobs, options = recorded(run_dir, info, recipe, trust)
     made = build(lab, seed=options.seed, **knobs)
     one: Recipe | None = made.get(info.get("label")) if isinstance(made, dict) else made
     if one is None:

@@ -25,6 +25,8 @@ def evaluate(run: Path, recipe: str = "", checkpoint: str = "", plugin: Plugins 
         plugin: as for a run; those of the recipe are there already
         trust_run: run the copy of the recipe that is in the run directory
     """
+    from torch.utils.data import DataLoader
+
     from framework.cli.running import rebuild
 
     made, trainer, path = rebuild(run, recipe, checkpoint, plugin, trust_run)
@@ -32,16 +34,10 @@ def evaluate(run: Path, recipe: str = "", checkpoint: str = "", plugin: Plugins 
     for split in ("train", "val", "test"):
         data = getattr(made, split)
         if data is not None:
-            figures = trainer.evaluate(data, None if _is_loader(data) else made.batch_size)
+            figures = trainer.evaluate(data, None if isinstance(data, DataLoader) else made.batch_size)
             shown = "  ".join(f"{name.removeprefix('test_')} {value:.6g}" for name, value in figures.items())
             print(f"{split:<9} {shown}")
     return 0
-
-
-def _is_loader(data: Any) -> bool:
-    from torch.utils.data import DataLoader
-
-    return isinstance(data, DataLoader)
 
 
 def predict(

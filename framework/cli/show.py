@@ -41,8 +41,7 @@ def plugins(
             (found,) = find(name)
             impls, findings = examine(found)
         except PluginError as error:
-            print(f"{name:<16} {origin(point):<26} broken: {_one_line(error)}")
-            continue
+            findings = [" ".join(str(error).split())]
         if findings:
             print(f"{name:<16} {origin(point):<26} broken: {'; '.join(findings)}")
             continue
@@ -50,10 +49,6 @@ def plugins(
         print(f"{name:<16} {origin(point):<26} {state:<9}  {_summary(found)}")
         print(f"{'':<16} {'':<26} {'':<9}  {', '.join(impl.hook.name for impl in impls)}")
     return 0
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 def _summary(listed: Listed) -> str:

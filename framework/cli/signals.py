@@ -43,17 +43,12 @@ class Signals:
     """
 
     def __init__(self) -> None:
-        self.received: str | None = None  # why the run is to stop
-        self._told = ""  # what to tell as soon as the step in hand is saved
+        self.received = ""  # why the run is to stop
+        self._asked = False  # whether SIGUSR1 waits to be told that it is saved
         self._saved = -1  # the step of the last checkpoint
         self._trainer: Any = None
         self._before: dict[int, Any] = {}
         self._stacks: BinaryIO | None = None
-
-    @property
-    def status(self) -> int:
-        """The exit status that tells the shell of the signal."""
-        return rundir.STOPS[self.received] if self.received else 0
 
     def on_fit_start(self, trainer: Trainer) -> None:
         self._trainer, self._process, self._saved = trainer, os.getpid(), -1
@@ -76,11 +71,11 @@ class Signals:
             return
         name, later = signal.Signals(number).name, self._trainer.later  # what is asked for later cannot be lost
         if name == "SIGUSR1":
-            self._told = self._told or "saved step {}"
+            self._asked = True
             later(partial(self._trainer.save, "last"))
             _say("saving after this step\n")
-        elif self.received is None:
-            self.received, self._told = REASONS[name], "saved step {}; it is safe to kill this process now"
+        elif not self.received:
+            self.received = REASONS[name]
             later(partial(self._trainer.stop, self.received))
             if name == "SIGHUP":
                 _leave_the_terminal()
@@ -94,9 +89,10 @@ class Signals:
 
     def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
         self._saved = int(path.name.split("-")[1])
-        if self._told and self._saved == trainer.step:  # not a best one of before
-            print(self._told.format(self._saved), file=sys.stderr)
-            self._told = ""
+        if self._saved == trainer.step and (self.received or self._asked):  # not a best one of before
+            safe = "; it is safe to kill this process now" if self.received else ""
+            print(f"saved step {trainer.step}{safe}", file=sys.stderr)
+            self._asked = False
 
     def on_fit_end(self, trainer: Trainer) -> None:
         if self.received and self._saved != trainer.step:  # no plugin did
@@ -109,10 +105,10 @@ class Signals:
         if self._stacks is not None:
             faulthandler.disable()
             self._stacks.close()
-            file, self._stacks = Path(self._stacks.name), None
             with contextlib.suppress(OSError):  # the run directory may have gone
-                if not file.stat().st_size:
-                    file.unlink()
+                if not os.path.getsize(self._stacks.name):
+                    os.unlink(self._stacks.name)
+            self._stacks = None
 
 
 def _say(text: str) -> None:
@@ -127,10 +123,9 @@ def _say(text: str) -> None:
 
 def _leave_the_terminal() -> None:
     """Let what is printed from now on go nowhere where the terminal has gone; it would end the run before its save."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for descriptor in (1, 2):
-        try:
-            os.write(descriptor, b"")
-        except OSError:
-            os.dup2(nowhere, descriptor)
-    os.close(nowhere)
+    with open(os.devnull, "wb") as nowhere:
+        for descriptor in (1, 2):
+            try:
+                os.write(descriptor, b"")
+            except OSError:
+                os.dup2(nowhere.fileno(), descriptor)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from framework.cli.lab import find_lab
 from framework.cli.options import of_recipe
-from framework.cli.rundir import command
+from framework.cli.rundir import STOPS, command
 from framework.cli.running import Job, perform
 from framework.cli.signals import Signals
 
@@ -23,9 +23,9 @@ def train(recipe: str, arguments: list[str]) -> int:
         knobs, options = of_recipe(lab, arguments)
         job = Job(lab, knobs, options.seed, options.device, [*options.plugin], options.deterministic, signals)
         perform(job, options.run_dir or None)
-        for line in re.findall(r"^Next: (.+)$", lab.documentation, flags=re.MULTILINE) if not signals.status else ():
+        for line in re.findall(r"^Next: (.+)$", lab.documentation, flags=re.MULTILINE) if not signals.received else ():
             print(f"next      {command(recipe)} {line}")  # what is worth trying now
-    return signals.status
+    return STOPS.get(signals.received, 0)
 
 
 @contextlib.contextmanager

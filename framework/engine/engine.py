@@ -51,8 +51,7 @@ class Engine:
         self._sources: dict[str, tuple[Any, InMemory | str]] = {}
         self._undo, self._math = ExitStack(), None  # type: ExitStack, FastMath | None
         self._eager: tuple[Any, Any, Step] | None = None  # for this model and this optimizer
-        self._graphs: Graphs | None = None
-        self._refused: str | None = None
+        self._graphs, self._refused = None, None  # type: Graphs | None, str | None
         self._blocks: LargeBlocks | None = None
 
     def start(self, trainer: Trainer) -> None:
@@ -91,8 +90,7 @@ class Engine:
 
     def looking(self, trainer: Trainer) -> Step:
         """The calls of a step that only looks."""
-        known = self._eager is not None and self._eager[0] is trainer.prepared
-        return self._eager[2] if self._eager and known else plain(trainer, self._math)
+        return self._eager[2] if self._eager and self._eager[0] is trainer.prepared else plain(trainer, self._math)
 
     def set_mode(self, model: Any, training: bool) -> None:
         """`model.train()` or `model.eval()`."""
@@ -138,9 +136,8 @@ class Engine:
             why = _why(source)
             told[split] = f"by torch's DataLoader: {why}" if why else "from memory"
         if self._refused or self._graphs:
-            told["step"] = (
-                f"no CUDA graph: {self._refused}" if self._refused else (self._graphs and self._graphs.why) or ""
-            )
+            recorded = self._graphs.why if self._graphs else ""
+            told["step"] = f"no CUDA graph: {self._refused}" if self._refused else recorded
         if self._math:
             told["math"] = ", ".join(self._math.taken)
         return told

@@ -17,9 +17,9 @@ from framework.mistakes.case import Case
 from framework.mistakes.first import checked
 from framework.mistakes.memory import short
 from framework.mistakes.nonfinite import nonfinite_from, nonfinite_in
-from framework.mistakes.samples import guarded, kind_of, no_pair
+from framework.mistakes.samples import guarded, kind_of, no_pair, repeated
 
-__all__ = ["checked", "explain", "guarded", "kind_of", "no_pair", "nonfinite_from", "nonfinite_in"]
+__all__ = ["checked", "explain", "guarded", "kind_of", "no_pair", "nonfinite_from", "nonfinite_in", "repeated"]
 
 
 def explain(error: BaseException, model: nn.Module, loss: Any, batch: Any, output: Any) -> FrameworkError | None:

@@ -26,26 +26,23 @@ class Case:
         pair = isinstance(self.batch, (tuple, list)) and len(self.batch) == 2
         return self.batch[1] if pair and isinstance(self.batch[1], Tensor) else None
 
-    def frames(self) -> list[FrameType]:
-        """The frames of the traceback, the innermost first."""
-        return [frame for frame, _ in traceback.walk_tb(self.error.__traceback__)][::-1]
+    def frames(self, package: str = "") -> list[FrameType]:
+        """The frames of the traceback, the innermost first; only those of a package where one is named."""
+        frames = [frame for frame, _ in traceback.walk_tb(self.error.__traceback__)][::-1]
+        return [frame for frame in frames if str(frame.f_globals.get("__name__")).startswith(package)]
 
     def known_as(self, name: str) -> Any:
         """What the innermost function of the framework that knows something under this name calls so, or None."""
-        own = [frame for frame in self.frames() if module_of(frame).startswith("framework.")]
-        return next((frame.f_locals[name] for frame in own if frame.f_locals.get(name) is not None), None)
+        values = (frame.f_locals.get(name) for frame in self.frames("framework."))
+        return next((value for value in values if value is not None), None)
 
     def layers(self) -> Iterator[tuple[str, nn.Module, Any]]:
         """The model's modules on the traceback, the innermost first, each with its name and its input."""
         names = {module: name or type(module).__name__ for name, module in self.model.named_modules()}
         for frame in self.frames():
-            module, given = frame.f_locals.get("self"), frame.f_locals.get("input", frame.f_locals.get("x"))
-            if isinstance(module, nn.Module) and module in names and given is not None:
-                yield names[module], module, given
-
-
-def module_of(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__"))
+            arguments = [frame.f_locals.get(name) for name in frame.f_code.co_varnames[: frame.f_code.co_argcount]]
+            if len(arguments) > 1 and isinstance(arguments[0], nn.Module) and arguments[0] in names:
+                yield names[arguments[0]], arguments[0], arguments[1]
 
 
 Rule = tuple[str, Callable[[Case], str | None] | str]  # for errors whose text matches; None where the facts are others

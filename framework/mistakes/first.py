@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from framework.device import dtype_of
 from framework.errors import DataError
 from framework.mistakes.labels import out_of_range, reach
 
@@ -44,7 +43,9 @@ class _Watched(TorchFunctionMode):
         if self.differ and len(sides) == 2 and (name in _SAME_SHAPE or (name in _ARITHMETIC and _grows(*given))):
             raise DataError(self._sentence())
         if len(sides) == 2 and given[0] is self.output[0]:
-            _look(name, given[0].detach(), given[1].detach(), kwargs.get("ignore_index", -100))
+            doubt = _looked_at(name, given[0].detach(), given[1].detach(), kwargs.get("ignore_index", -100))
+            if doubt and torch.is_grad_enabled():  # in train, and not again in val
+                warnings.warn(doubt, stacklevel=2)
         result = function(*args, **kwargs)
         if len(sides) == 1 and isinstance(result, Tensor) and result.shape == sides[0][0].shape:
             sides[0].append(result)
@@ -61,47 +62,43 @@ class _Watched(TorchFunctionMode):
         return f"{compared}; this loss compares element by element and needs them equal"
 
 
-def _look(name: str, output: Tensor, target: Tensor, ignored: int) -> None:
-    """At what a loss of torch is given."""
+def _looked_at(name: str, output: Tensor, target: Tensor, ignored: int) -> str | None:
+    """What is doubtful about what a loss of torch is given."""
     if name == "binary_cross_entropy_with_logits" and _beyond(target):
-        _warn(f"BCEWithLogitsLoss needs targets from 0 to 1; the targets y reach from {reach(target)}")
-    if name in ("cross_entropy", "nll_loss") and output.dim() > 1:
-        if not target.is_floating_point() and (said := out_of_range(target, output.size(1), ignored)):
-            raise DataError(said)  # a GPU would only say that something is wrong, and be lost to this process
-        if _probabilities(output):
-            _warn(
-                "the model's outputs are probabilities (each row sums to 1), and CrossEntropyLoss takes the softmax "
-                "again, NLLLoss needs logarithms: leave the softmax out of the model and use CrossEntropyLoss"
-            )
+        return f"BCEWithLogitsLoss needs targets from 0 to 1; the targets y reach from {reach(target)}"
+    if name not in ("cross_entropy", "nll_loss") or output.dim() < 2:
+        return None
+    if not target.is_floating_point() and (said := out_of_range(target, output.size(1), ignored)):
+        raise DataError(said)  # a GPU would only say that something is wrong, and be lost to this process
+    return _SOFTMAXED if _probabilities(output) else None
 
 
-def _warn(sentence: str) -> None:
-    if torch.is_grad_enabled():  # in train, and not again in val
-        warnings.warn(sentence, stacklevel=2)
+_SOFTMAXED = "the model's outputs are probabilities already (rows sum to 1): leave out softmax, use CrossEntropyLoss"
 
 
-_REAL = torch.float64, torch.float32, torch.float16, torch.bfloat16
+def _readable(tensor: Tensor) -> bool:
+    """Whether it holds plain real numbers that can be looked at."""
+    plain = type(tensor) is Tensor and tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_meta)
+    return plain and tensor.dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def _beyond(tensor: Tensor) -> bool:
     """Whether it has numbers that are no probabilities."""
-    plain = type(tensor) is Tensor and tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_meta)
-    return plain and tensor.dtype in _REAL and bool(((tensor < 0) | (tensor > 1)).any())
+    return _readable(tensor) and bool(((tensor < 0) | (tensor > 1)).any())
 
 
 def _probabilities(output: Tensor) -> bool:
     """Whether each row is a distribution over two classes or more."""
-    rows = output.dim() > 1 and output.size(1) > 1 and output.dtype in _REAL and output.numel() > 0
-    return rows and not output.is_meta and not _beyond(output) and bool((output.sum(1) - 1).abs().max() < 1e-3)
+    rows = output.dim() > 1 and output.size(1) > 1 and output.size(0) > 0 and _readable(output)
+    return rows and not _beyond(output) and bool((output.sum(1) - 1).abs().max() < 1e-3)
 
 
 def _grows(a: Tensor, b: Tensor) -> bool:
     """Whether broadcasting the two gives more numbers than either has."""
     try:
-        together: torch.Size = torch.broadcast_shapes(a.shape, b.shape)
+        return bool(torch.broadcast_shapes(a.shape, b.shape).numel() > max(a.numel(), b.numel()))
     except RuntimeError:  # they cannot be broadcast; torch says so itself
         return False
-    return together.numel() > max(a.numel(), b.numel())
 
 
 def checked(loss_of: Callable[[Any, Any], Any], output: Any, batch: Any) -> Tensor:
@@ -116,7 +113,6 @@ def checked(loss_of: Callable[[Any, Any], Any], output: Any, batch: Any) -> Tens
     with _Watched(output, target) if doubtful else contextlib.nullcontext():
         loss = loss_of(output, batch)
     if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex():
-        shape = f"tensor of shape {tuple(loss.shape)}, {dtype_of(loss)}" if isinstance(loss, Tensor) else ""
-        got = f"a {shape or type(loss).__name__}. Take its mean (reduction='mean')"
-        raise DataError(f"the loss must be one number in a tensor, got {got}")
+        got = f"tensor of shape {tuple(loss.shape)}, {loss.dtype}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise DataError(f"the loss must be one number in a tensor, got a {got}. Take its mean (reduction='mean')")
     return loss

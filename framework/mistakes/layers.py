@@ -8,20 +8,20 @@ from torch import Tensor, nn
 
 from framework.device import dtype_of, leaves, named
 from framework.mistakes.case import Case, Rule
+from framework.mistakes.labels import reach
 
 
 def devices(case: Case) -> str | None:
     """What is where, if it is not all in one place."""
+    held = [(f"the model (parameter {name!r})", tensor) for name, tensor in case.model.named_parameters()]
+    rest = [(f"the model (buffer {name!r})", tensor) for name, tensor in case.model.named_buffers()]
     where: dict[str, str] = {}
-    for kind, tensors in (("parameter", case.model.named_parameters()), ("buffer", case.model.named_buffers())):
-        for name, tensor in tensors:
-            where.setdefault(str(tensor.device), f"the model ({kind} {name!r}) is on {tensor.device}")
-    for name, tensor in (*named(case.batch), *leaves(case.output, "the output")):
+    for name, tensor in (*held, *rest, *named(case.batch), *leaves(case.output, "the output")):
         where.setdefault(str(tensor.device), f"{name} is on {tensor.device}")
     if "meta" in where and len(where) == 1:
         return f"{where['meta']}, which holds no data: build the model on a real device"
-    all_of_them = " and ".join(where.values())
-    return f"{all_of_them}: everything in one step must be on the same device" if len(where) > 1 else None
+    rule = ": everything in one step must be on the same device"
+    return " and ".join(where.values()) + rule if len(where) > 1 else None
 
 
 def _layer(case: Case) -> str | None:
@@ -33,20 +33,18 @@ def _layer(case: Case) -> str | None:
             flat = ". Add nn.Flatten() before it" if given.dim() > 2 else ""
             takes = f"Linear({layer.in_features}, {layer.out_features}): it takes {layer.in_features} numbers a sample"
             return f"the layer {name!r} is {takes}, and was given shape {tuple(given.shape)}{flat}"
-        if isinstance(layer, nn.Embedding) and not given.is_floating_point():
-            wrong = given[(given < 0) | (given >= layer.num_embeddings)]
-            return f"the layer {name!r} is {layer}, with rows from 0 up, and was given row {int(wrong[0])}"
-        return f"the layer {name!r} is {layer}, and was given {dtype_of(given)} {tuple(given.shape)}: {case.error}"
+        rows = f" with rows from {reach(given)}" if isinstance(layer, nn.Embedding) else ""
+        what = str(layer).splitlines()[0].removesuffix("(")  # without the layers in it
+        return f"the layer {name!r} is {what}, and was given {dtype_of(given)} {tuple(given.shape)}{rows}: {case.error}"
     return None
 
 
 def _dtype(case: Case) -> str | None:
-    dtypes = {dtype_of(parameter) for parameter in case.model.parameters()}
+    dtypes = sorted({dtype_of(parameter) for parameter in case.model.parameters()})
     for name, tensor in named(case.batch):
         if name.startswith("x") and dtype_of(tensor) not in dtypes:
-            kinds = ", ".join(sorted(dtypes))
-            use = "x.double(), or model.float()" if kinds == "float64" else "x.float()"
-            return f"{name} is {dtype_of(tensor)}, the parameters of the model are {kinds}: use {use}"
+            use = "x.float()" if "float32" in dtypes else "model.float() and x.float()"
+            return f"{name} is {dtype_of(tensor)}, the parameters of the model are {', '.join(dtypes)}: use {use}"
     return None
 
 
@@ -58,13 +56,11 @@ def _no_gradient(case: Case) -> str:
 
 def _not_two_tensors(case: Case) -> str | None:
     """Of a first batch: the loss was given something else."""
-    if not any(frame.f_code.co_name == "checked" for frame in case.frames()):
+    y = case.batch[1] if isinstance(case.batch, tuple) and len(case.batch) == 2 else None
+    if not case.frames("framework.mistakes.first") or (isinstance(case.output, Tensor) and isinstance(y, Tensor)):
         return None
-    if case.output is None:
-        return f"the forward of {type(case.model).__name__} gave None: does it end with a return?"
-    if not isinstance(case.output, Tensor):
-        return f"the model gives {_a(case.output)}, and the loss takes a tensor: choose one in forward or in the loss"
-    return None if case.y is not None else f"the loss takes a tensor, and the target y is {_a(case.batch[1])}"
+    hint = " (does its forward end with a return?)" * (case.output is None)
+    return f"the loss takes two tensors; the model gives {_a(case.output)}{hint}, and the target y is {_a(y)}"
 
 
 def _a(value: Any) -> str:
@@ -75,15 +71,12 @@ def _a(value: Any) -> str:
 
 
 RULES: tuple[Rule, ...] = (
-    (r"cannot be multiplied|size mismatch|expected input|input to conv|running_mean|D input|normalized_shape", _layer),
+    (r"cannot be multiplied|size mismatch|expected input|input to conv|running_mean|D input|is invalid for", _layer),
     (r"must be Tensor, not|index out of range|argument #1 'indices'", _layer),
     (r"must have the same dtype|expected scalar type|Input type .* should be the same", _dtype),
     (r"does not require grad", _no_gradient),
     (r"object has no attribute|must be Tensor|is not callable|unsupported operand|indices must be", _not_two_tensors),
-    (
-        r"more than 1 value",
-        "batch normalization cannot train on a batch of 1: use a larger batch_size or drop_last=True",
-    ),
+    (r"more than 1 value", "batch normalization cannot train on one sample: use a larger batch_size or drop_last=True"),
     (r"missing the required", "a module of the model has no forward: is it misspelt, or indented into __init__?"),
     (r"graph a second time", "a tensor of an earlier step is used with its gradients (a kept state?): detach() it"),
     (r"inplace operation", "a tensor that the gradients need was changed in place (by +=, add_, x[i] = ...): copy it"),

@@ -8,7 +8,7 @@ import torch
 
 from framework.device import describe, named
 from framework.errors import FrameworkError
-from framework.mistakes.case import Case, module_of
+from framework.mistakes.case import Case
 
 
 class OutOfMemoryError(FrameworkError, torch.OutOfMemoryError, MemoryError):
@@ -21,12 +21,10 @@ def short(case: Case) -> OutOfMemoryError | None:
     if not (isinstance(case.error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in text):
         return None
     at = f"at step {trainer.step}, epoch {trainer.epoch}" if trainer else "before the first step"
-    if any(module_of(frame).startswith("framework.checkpoint") for frame in case.frames()):
+    if case.frames("framework.checkpoint"):
         return OutOfMemoryError(f"out of memory while a checkpoint was taken {at}; those before it are as they were")
     sizes = re.findall(r"[Tt]ried to allocate (\d[\d.]* \w+)|total capacity of (\d[\d.]* \w+)", text)
     asked = f", {' of '.join(''.join(size) for size in sizes)} could not be had" if sizes else ""
     samples = next((len(tensor) for _, tensor in named(case.batch) if tensor.dim()), 0)
-    half = (
-        f"try batch_size={samples // 2}, with accumulate=2 for the same step" if samples > 1 else "use a smaller model"
-    )
+    half = f"try batch_size={samples // 2} and accumulate=2" if samples > 1 else "use a smaller model or input"
     return OutOfMemoryError(f"out of memory {at}{asked}; batch: {describe(case.batch) or 'none'}; {half}")

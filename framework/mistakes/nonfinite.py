@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from framework.device import leaves, named
+from framework.mistakes.labels import reach
 from framework.seed import kept_random_states
+
+if TYPE_CHECKING:
+    from framework.trainer import Trainer
 
 
 def nonfinite_in(batch: Any) -> str:
@@ -21,23 +25,23 @@ def nonfinite_in(batch: Any) -> str:
     return ""
 
 
-def nonfinite_from(model: nn.Module, loss: Any, batch: Any, output: Any) -> str:
+def nonfinite_from(trainer: Trainer, batch: Any, output: Any) -> str:
     """What made the loss inf or nan: the data, a parameter, the loss or a layer; nothing where it cannot be told.
 
     The model may be run once more, without gradients; its buffers and the random states are left as they were.
     """
-    ignored = getattr(loss, "ignore_index", None)
+    y = batch[1] if isinstance(batch, tuple) and len(batch) == 2 else None
+    ignored = getattr(trainer.loss, "ignore_index", None)
     if said := nonfinite_in(batch):
         return said
-    if ignored is not None and isinstance(batch[1], Tensor) and bool((batch[1] == ignored).all()):
+    if ignored is not None and isinstance(y, Tensor) and bool((y == ignored).all()):
         return f"every label y of this batch is {ignored}, which the loss ignores: there is nothing to take the mean of"
-    for name, parameter in model.named_parameters():
+    for name, parameter in trainer.model.named_parameters():
         if kind := _kind(parameter):
-            return f"the parameter {name!r} holds {kind} since an earlier step; try a smaller learning rate"
-    outputs = [tensor for _, tensor in leaves(output)]
-    if not any(map(_kind, outputs)):
-        return "the model's outputs are finite: the loss itself overflows, or takes a logarithm or a quotient of 0"
-    return _first_layer(model, batch[0])
+            return f"the parameter {name!r} holds {kind} since the step before; try a smaller learning rate"
+    if isinstance(output, Tensor) and not _kind(output):
+        return f"the outputs are finite, {reach(output)}: the loss overflows (try a smaller rate) or takes log(0), 1/0"
+    return "" if y is None or trainer.plugins.frozen("train").forward else _first_layer(trainer.model, batch[0])
 
 
 def _kind(tensor: Tensor) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ class Guarded(Dataset[Any]):
     word on StopIteration.
     """
 
+    dataset: Any = None  # asked for before there is one when it is unpickled
+
     def __init__(self, dataset: Any, split: str) -> None:
         self.dataset, self.split = dataset, split
 
@@ -30,13 +34,10 @@ class Guarded(Dataset[Any]):
         return len(self.dataset)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "dataset" or name.startswith("__"):  # it is being unpickled
-            raise AttributeError(name)
         return getattr(self.dataset, name)
 
     def __getitem__(self, row: Any) -> Any:
-        with self._told():
-            return self.dataset[row]
+        return self.__getitems__([row])[0]
 
     def __getitems__(self, rows: list[Any]) -> Any:
         several = getattr(self.dataset, "__getitems__", None)
@@ -59,11 +60,26 @@ class GuardedStream(Guarded, IterableDataset[Any]):
             yield from self.dataset
 
 
-def guarded(dataset: Dataset[Any], split: str) -> Dataset[Any]:
-    """The data set as worker processes shall have it; as it is where it cannot fail, or torch knows its kind."""
-    if type(dataset) is TensorDataset or hasattr(dataset, "register_datapipe_as_function"):
+def guarded(dataset: Dataset[Any], split: str, workers: int) -> Dataset[Any]:
+    """The data set as its worker processes shall have it; as it is where it cannot fail, or torch knows its kind.
+
+    It warns of a plain stream without a length, where nothing asks which worker it is in.
+    """
+    if not workers or type(dataset) is TensorDataset or hasattr(dataset, "register_datapipe_as_function"):
         return dataset
-    return (GuardedStream if isinstance(dataset, IterableDataset) else Guarded)(dataset, split)
+    if not isinstance(dataset, IterableDataset):
+        return Guarded(dataset, split)
+    kind = type(dataset)
+    used = {name for f in vars(kind).values() if hasattr(f, "__code__") for name in f.__code__.co_names}
+    asks = "get_worker_info" in used | vars(sys.modules[kind.__module__]).keys()
+    if workers > 1 and kind.__bases__ == (IterableDataset,) and not hasattr(kind, "__len__") and not asks:
+        warnings.warn(f"{split}: {repeated(dataset, workers)}", stacklevel=2)
+    return GuardedStream(dataset, split)
+
+
+def repeated(dataset: Any, workers: int) -> str:
+    all_of_it = f"each of num_workers={workers} gives all of {kind_of(dataset)}"
+    return f"{all_of_it}, unless it shards itself by torch.utils.data.get_worker_info()"
 
 
 def kind_of(dataset: Any) -> str:
@@ -78,10 +94,11 @@ def failed(error: BaseException, split: str, name: str = "") -> DataError | None
     """
     place, last = "", None
     for frame, line in traceback.walk_tb(error.__traceback__):
-        code, owner = frame.f_code, frame.f_locals.get("self")
+        code = frame.f_code
+        owner, *asked = [frame.f_locals.get(argument) for argument in code.co_varnames[: code.co_argcount]] or [None]
         if isinstance(owner, Dataset) and not isinstance(owner, Guarded):
-            if code.co_name == "__getitem__" and code.co_argcount > 1:
-                name = f"{type(owner).__name__}[{frame.f_locals[code.co_varnames[1]]!r:.60}]"
+            if asked and code.co_name == "__getitem__":
+                name = f"{type(owner).__name__}[{asked[0]!s:.60}]"
             elif owner is not last:
                 name = type(owner).__name__
             last, place = owner, f", at {Path(code.co_filename).name}:{line}"
@@ -102,40 +119,25 @@ def no_pair(batch: Any) -> str:
     return f"a batch must be a pair (x, y), this one is {got}; a plugin with forward and compute_loss can take others"
 
 
-def _ragged(case: Case) -> str:
-    sizes = re.search(r"got (\[.*?\]) at entry 0 and (\[.*?\]) at entry \d+", str(case.error))
-    are = f": {sizes[1]} and {sizes[2]}" if sizes else ""
-    return f"samples of one batch differ in shape{are}; cut or pad them, or pass a DataLoader with a collate_fn"
-
-
-def _no_tensor(case: Case) -> str:
-    kind = re.findall(r"found <class '(.*?)'>", str(case.error))[-1]
-    why = " (does __getitem__ end with a return?)" if kind == "NoneType" else ""
-    return f"a sample is or holds a {kind}{why}; it must be made of tensors, arrays, numbers, dicts, lists and tuples"
-
-
-def _other_keys(case: Case) -> str | None:
-    collated = any(frame.f_code.co_name == "default_collate" for frame in case.frames())
-    return f"samples of one batch must have the same keys; one has no {case.error}" if collated else None
-
-
 def _ended(case: Case) -> str:
     said = re.findall(r"exit code -?\d+|signal: \w+", f"{case.error.__cause__ or case.error.__context__} {case.error}")
-    return (
-        f"a worker process ended{' with ' * bool(said)}{''.join(said[:1])}. Was memory short (see dmesg), or /dev/shm? "
-        "Does the data set exit or crash? num_workers=0 shows what it does"
-    )
+    how = f"a worker process of the data set ended{' with ' * bool(said)}{''.join(said[:1])}"
+    return f"{how}; was memory short (see dmesg), or /dev/shm? num_workers=0 shows whether the data set exits by itself"
 
 
-def _in_a_loader(case: Case) -> str:
-    return f"the data set failed in a worker process: {str(case.error).strip().splitlines()[-1]}"
+def _fetched(case: Case) -> str | None:
+    """What torch's DataLoader met when it asked for samples, or put them together."""
+    text, collated = str(case.error).strip(), any("collate" in frame.f_code.co_name for frame in case.frames())
+    in_worker = "in DataLoader worker process" in text
+    said = text.splitlines()[-1] if in_worker else repr(case.error)
+    if collated or (in_worker and "_collate" in text):
+        alike = "They need the same shapes, keys and types (a missing return makes None), or a collate_fn of yours"
+        return f"the samples of a batch do not fit together: {said}. {alike}"
+    return f"the data set failed in a worker process: {said}" if in_worker else None
 
 
 RULES: tuple[Rule, ...] = (
-    (r"stack expects each tensor|list of batch should be of equal size|storage that is not resizable", _ragged),
-    (r"batch must contain tensors", _no_tensor),
     (r"[Ww]orker.*exited unexpectedly|killed by signal|bus error|Connection reset|received 0 items", _ended),
     (r"[Cc]an't (get|pickle)|cannot pickle", "a data set goes to workers only if its class is at the top of a file"),
-    (r"Caught \w+ in DataLoader worker process", _in_a_loader),
-    (r"^'.*'$", _other_keys),
+    (r"", _fetched),
 )

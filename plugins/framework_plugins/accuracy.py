@@ -54,14 +54,20 @@ class Accuracy:
         if samples < len(target):  # the rest is padding
             output, target = output[:samples], target[:samples]
         right, count = self._judged(trainer, output, target)
-        counts = self._counts[split]
-        counts[0] += torch.count_nonzero(right)
-        counts[1] += count
+        counts = self._counts.setdefault(split, [0, 0])  # is not there where a fit was resumed that had no accuracy yet
+        counts[0] = counts[0] + torch.count_nonzero(right)  # not in place: a count that was loaded is on the CPU
+        counts[1] = counts[1] + count
 
     def on_split_end(self, trainer: Trainer, split: str, metrics: MutableMapping[str, float]) -> None:
         counts = [torch.as_tensor(count, device=trainer.device) for count in self._counts.pop(split)]
         right, count = trainer.sum(torch.stack(counts)).tolist()
         metrics[f"{split}_{self.metric}"] = right / count if count else float("nan")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"counts": self._counts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._counts = state["counts"]
 
     def _judged(self, trainer: Trainer, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor | int]:
         """True where an answer is right, and how many answers there are."""

@@ -39,7 +39,7 @@ class ConfusionMatrix:
         self._splits: tuple[str, ...] = ("test",)  # of which answers are counted
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        self._looked = False
+        self._looked, self._counts, self._device = False, None, trainer.device
         self._splits = "val" if "val" in trainer.loaders else "train", "test"
         self.matrix.pop(self._splits[0], None)
 
@@ -76,6 +76,15 @@ class ConfusionMatrix:
             self._counts = None
             if split == "test":  # evaluated after the fit
                 self._draw(trainer, split)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"counts": self._counts, "matrix": self.matrix.get(self._splits[0])}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["counts"] is not None:
+            self._counts = state["counts"].to(self._device)
+        if state["matrix"] is not None:
+            self.matrix[self._splits[0]] = state["matrix"]
 
     def on_fit_end(self, trainer: Trainer) -> None:
         if self._splits[0] in self.matrix:

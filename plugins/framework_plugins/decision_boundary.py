@@ -29,8 +29,8 @@ class DecisionBoundary:
         self.name = name
         self._seen: list[tuple[Tensor, Tensor]] = []
 
-    def on_fit_start(self) -> None:
-        self._seen = []
+    def on_fit_start(self, trainer: Trainer) -> None:
+        self._seen, self._device = [], trainer.device
 
     def on_batch_end(self, trainer: Trainer, split: str, batch: Any) -> None:
         if split != "train" or trainer.epoch > 0 or sum(len(x) for x, _ in self._seen) >= POINTS:
@@ -80,6 +80,15 @@ class DecisionBoundary:
 
     def on_teardown(self) -> None:
         self._seen = []
+
+    def state_dict(self) -> dict[str, Any]:
+        if len(self._seen) > 1:  # as one, so that a checkpoint does not hold each batch by itself
+            x, y = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
+            self._seen = [(x, y)]
+        return {"seen": self._seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._seen = [(x.to(self._device), y.to(self._device)) for x, y in state["seen"]]
 
 
 def _values(trainer: Trainer, output: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ class GpuMemory:
     def __init__(self, name: str = "gpu_memory") -> None:
         self.name = name
         self._device = torch.device("cpu")
+        self._peak = self._temporary = 0  # bytes
 
     def metric_names(self, split: str) -> list[str]:
         if split != "train":
@@ -65,6 +66,12 @@ class GpuMemory:
         metrics["gpu_allocated_mib"] = allocated / MIB
         metrics["gpu_reserved_mib"] = _reserved(self._device) / MIB
         metrics["gpu_peak_mib"] = peak / MIB
+
+    def state_dict(self) -> dict[str, int]:
+        return {"peak": self._peak, "temporary": self._temporary}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._peak, self._temporary = state["peak"], state["temporary"]
 
     def on_fit_end(self, trainer: Trainer) -> None:
         parts = _parts(trainer.model, trainer.optimizer)

@@ -46,7 +46,7 @@ class TopLosses:
         self._splits: tuple[str, ...] = ("test",)  # of which images are kept
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        self._looked = False
+        self._looked, self._found, self._device = False, None, trainer.device
         self._splits = "val" if "val" in trainer.loaders else "train", "test"
         self.worst.pop(self._splits[0], None)
 
@@ -88,6 +88,15 @@ class TopLosses:
             self._found = None
             if split == "test":  # evaluated after the fit
                 self._draw(trainer, split)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"found": self._found, "worst": self.worst.get(self._splits[0])}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["found"] is not None:
+            self._found = tuple(part.to(self._device) for part in state["found"])
+        if state["worst"] is not None:
+            self.worst[self._splits[0]] = state["worst"]
 
     def on_fit_end(self, trainer: Trainer) -> None:
         if self._splits[0] in self.worst:

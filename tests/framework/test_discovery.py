@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from framework import PluginError
+from framework.cli import main
 from framework.discovery import available, check, find, name_of
-from framework.testing import tiny_trainer
+from framework.testing import tiny_data, tiny_trainer
 
 BUILT_IN = {
-    "accuracy", "best_checkpoint", "console", "early_stopping", "gpu_memory", "history", "plot", "progress", "summary",
+    "accuracy", "best_checkpoint", "console", "debug", "early_stopping", "gpu_memory", "history", "plot", "progress",
+    "summary",
 }  # fmt: skip
 
 
@@ -171,3 +173,94 @@ def test_a_file_that_cannot_be_used_is_named_with_the_reason(file, source, expec
 def test_a_file_with_a_taken_name_is_refused_with_a_better_one(file) -> None:
     with pytest.raises(PluginError, match=r"rename it, such as my_random\.py"):
         find(file("random.py", "def on_fit_start(): pass\n"))
+
+
+# -------------------------------------------------------------------------------------------- installed packages
+
+
+@pytest.fixture
+def offer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Puts the files of an installed package that offers the plugin `theirs` on the path."""
+
+    def put(source: str, value: str = "their_module:Theirs", metadata: str = "Name: theirs\nVersion: 2.0\n") -> None:
+        info = tmp_path / "theirs-2.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\n{metadata}")
+        (info / "entry_points.txt").write_text(f"[framework]\ntheirs = {value}\n")
+        (tmp_path / "their_module.py").write_text(source)
+        monkeypatch.syspath_prepend(str(tmp_path))
+
+    return put
+
+
+SOUND = "class Theirs:\n    def on_fit_end(self): print('theirs was here')\n"
+BROKEN = {
+    "an exception": ("raise RuntimeError('no license')\n", "RuntimeError: no license"),
+    "sys.exit()": ("import sys\nsys.exit(3)\n", "SystemExit: 3"),
+    "pytest.skip()": ("import pytest\npytest.skip('not here', allow_module_level=True)\n", "Skipped: not here"),
+    "a module that is not there": ("import no_such_module\n", "ModuleNotFoundError: No module named 'no_such_module'"),
+    "a mistake": ("class Theirs\n", "SyntaxError: expected ':'"),
+    "endless recursion": ("def deeper(): deeper()\ndeeper()\n", "RecursionError: maximum recursion depth"),
+    "another name": ("class Their: pass\n", "AttributeError: module 'their_module' has no attribute 'Theirs'"),
+    "an argument": ("class Theirs:\n    def __init__(self, size): pass\n", "TypeError: Theirs.__init__() missing 1"),
+    "a failing __init__": ("class Theirs:\n    def __init__(self): 1 / 0\n", "ZeroDivisionError: division by zero"),
+}
+
+
+@pytest.mark.parametrize(("source", "reason"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_package_is_named_where_it_is_asked_for_and_hinders_nobody_else(offer, source, reason, capsys) -> None:
+    offer(source)
+    assert [listed.name for listed in find("accuracy")] == ["accuracy"]
+    tiny_trainer(plugins=["accuracy"])
+    with pytest.raises(PluginError) as caught:
+        tiny_trainer(plugins=["theirs"])
+    assert str(caught.value).startswith(f"plugin 'theirs' of theirs 2.0 cannot be loaded: {reason}")
+    assert main(["plugins"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if line.startswith("theirs ")]
+    assert f"broken: plugin 'theirs' of theirs 2.0 cannot be loaded: {reason}" in line
+    assert [line for line in lines if line.startswith("accuracy ") and "broken" not in line]
+
+
+@pytest.mark.parametrize("value", ["not a module!", "their_module:", "", ":Theirs", "their_module:Theirs:Theirs"])
+def test_an_entry_point_that_is_none_is_named(offer, value) -> None:
+    offer(SOUND, value)
+    assert "theirs" in available()
+    with pytest.raises(PluginError, match=r"^plugin 'theirs' of theirs 2\.0"):
+        tiny_trainer(plugins=["theirs"])
+
+
+def test_ctrl_c_during_an_import_is_no_fault_of_the_plugin(offer) -> None:
+    offer("raise KeyboardInterrupt\n")
+    with pytest.raises(KeyboardInterrupt):
+        find("theirs")
+
+
+def test_a_package_without_a_name_is_an_unknown_distribution(offer) -> None:
+    offer("1 / 0\n", metadata="")
+    with pytest.raises(PluginError, match=r"^plugin 'theirs' of an unknown distribution cannot be loaded"):
+        find("theirs")
+
+
+def test_an_installed_plugin_is_not_imported_before_it_is_asked_for(offer, capsys) -> None:
+    """So it does not matter to others how long its import takes, or whether it ends."""
+    offer(SOUND)
+    check("theirs")
+    assert available()["theirs"].value == "their_module:Theirs"
+    tiny_trainer(plugins=["early_stopping", "history"]).fit(tiny_data(), epochs=1)
+    assert "their_module" not in sys.modules
+    assert capsys.readouterr().out == ""
+    tiny_trainer(plugins=["theirs"]).fit(tiny_data(), epochs=1)
+    assert "their_module" in sys.modules
+    assert capsys.readouterr().out == "theirs was here\n"
+
+
+def test_an_installed_plugin_is_not_active_in_a_run(offer, capsys, monkeypatch, tmp_path) -> None:
+    offer(SOUND)
+    monkeypatch.chdir(tmp_path)
+    quick = ["softmax", "--epochs", "1", "-p", "no:plot", "-p", "no:progress"]
+    assert main(quick) == 0
+    assert "theirs" not in capsys.readouterr().out
+    assert "their_module" not in sys.modules
+    assert main([*quick, "-p", "theirs"]) == 0
+    assert "theirs was here" in capsys.readouterr().out

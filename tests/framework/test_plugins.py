@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 import types
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -858,7 +860,9 @@ def forgets(self):
         ("compute_loss", answers(None), "it must return its answer"),
         ("backward", answers(None), "it must return True"),
         ("optimizer_step", answers(None), "it must return True, or False if it did not step"),
-        ("make_loader", answers(None), "it must return its answer"),
+        ("make_loader", answers(None), "it must return the batches, an iterable"),
+        ("reduce", answers(None), "it must return a tensor"),
+        ("agree", answers(None), "it must return the pair (stop, save)"),
         ("forward", hookimpl(wrapper=True)(forgets), "a wrapper returns what its yield gave"),
         ("backward", hookimpl(wrapper=True)(forgets), "a wrapper returns what its yield gave"),
         ("optimizer_step", hookimpl(wrapper=True)(forgets), "a wrapper returns what its yield gave"),
@@ -883,6 +887,148 @@ def test_a_make_that_declines_leaves_it_to_the_loop() -> None:
     declined = tiny_trainer(plugins=[makes]).fit(tiny_data(), epochs=3, batch_size=2, shuffle=False)
     plain = tiny_trainer().fit(tiny_data(), epochs=3, batch_size=2, shuffle=False)
     assert declined.history == plain.history
+
+
+# ----------------------------------------------------------------------------------------- through another function
+
+
+def doing(do: Callable[[Any, tuple[Any, ...]], None]) -> Callable[..., Callable[..., Any]]:
+    """Calls `do` with implementation and arguments before each implementation."""
+
+    def wrap(impl: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*values: Any) -> Any:
+            do(impl, values)
+            return function(*values)
+
+        def within(*values: Any) -> Any:
+            do(impl, values)
+            return (yield from function(*values))
+
+        return within if impl.wrapper else call
+
+    return wrap
+
+
+def test_around_is_called_with_each_implementation_and_what_it_asks_for() -> None:
+    seen: list[tuple[str, str, tuple[str, ...]]] = []
+
+    def tell(self, samples, trainer): ...
+
+    def make(self, loss, trainer):
+        loss.backward()
+        return True
+
+    @hookimpl(wrapper=True)
+    def wrapped(self, model, split):
+        return (yield)
+
+    members = {"on_batch_end": tell, "backward": make, "forward": wrapped, "on_teardown": nothing}
+    trainer = tiny_trainer(plugins=[mine(**members)])
+    plain = tiny_trainer().fit(tiny_data(), epochs=1, shuffle=False)
+    trainer.plugins.around(
+        doing(
+            lambda impl, values: seen.append(
+                (impl.listed.name, impl.hook.name, tuple(type(v).__name__ for v in values))
+            )
+        )
+    )
+    assert trainer.fit(tiny_data(), epochs=1, shuffle=False).history == plain.history
+    assert seen == [
+        ("mine", "forward", ("Linear", "str")), ("mine", "backward", ("Tensor", "Trainer")),
+        ("mine", "on_batch_end", ("int", "Trainer")), ("mine", "on_teardown", ()),
+    ]  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(KINDS)
+def test_the_order_is_the_same_with_another_function_around_each(kinds) -> None:
+    log: list[str] = []
+    around: list[str] = []
+    trainer = tiny_trainer(plugins=[Logs(log, str(index), *kind) for index, kind in enumerate(kinds)])
+    trainer.fit(tiny_data(), tiny_data(), epochs=1)
+    expected = [*log]
+    log.clear()
+    trainer.plugins.around(doing(lambda impl, values: around.append(impl.listed.name)))
+    trainer.fit(tiny_data(), tiny_data(), epochs=1)
+    assert log == expected
+    assert around == [entry.split()[0] for entry in log if not entry.endswith("out")]
+
+
+def test_what_is_put_around_later_is_further_out() -> None:
+    log: list[str] = []
+    trainer = tiny_trainer(plugins=[mine(on_fit_end=lambda self: log.append("plugin"))])
+    for name in ("first", "second"):
+        trainer.plugins.around(doing(lambda impl, values, name=name: log.append(name)))
+    trainer.fit(tiny_data(), epochs=1)
+    assert log == ["second", "first", "plugin"]
+
+
+def test_an_implementation_can_be_left_as_it_is() -> None:
+    log: list[str] = []
+    trainer = tiny_trainer(plugins=[named("a", on_fit_end=nothing), named("b", on_fit_end=nothing)])
+    put = doing(lambda impl, values: log.append(impl.listed.name))
+    trainer.plugins.around(lambda impl, function: put(impl, function) if impl.listed.name == "b" else function)
+    trainer.fit(tiny_data(), epochs=1)
+    assert log == ["b"]
+
+
+@pytest.mark.parametrize("hook", ["prepare_model", "on_fit_start", "on_epoch_start", "on_batch_end"])
+def test_it_holds_at_once_also_in_the_middle_of_a_fit(hook) -> None:
+    """The loop holds its hooks while it runs."""
+    log: list[str] = []
+
+    def put(self, trainer):
+        if not log:
+            log.append("put")
+            trainer.plugins.around(doing(lambda impl, values: log.append(impl.hook.name)))
+
+    def wrap(self, trainer):
+        put(self, trainer)
+        return (yield)
+
+    puts = named("puts", **{hook: hookimpl(wrapper=True)(wrap) if hook == "prepare_model" else put})
+    tiny_trainer(plugins=[puts, named("other", on_epoch_end=nothing)]).fit(tiny_data(), epochs=1)
+    assert log == ["put", "on_epoch_end"]
+
+
+def python_calls(function: Callable[[], Any]) -> int:
+    """How many functions of Python are called."""
+    calls = []
+    sys.setprofile(lambda frame, event, _: calls.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return len(calls) - 1
+
+
+def test_a_tell_costs_one_call_more_than_its_implementations_and_around_one_more_for_each() -> None:
+    plugins = tiny_trainer(plugins=[named(name, on_gradients=nothing) for name in "abc"]).plugins
+    frozen = plugins.frozen("train")
+    assert python_calls(lambda: frozen.on_gradients(None)) == 1 + 3
+    plugins.around(lambda impl, function: lambda *values: function(*values))
+    assert python_calls(lambda: frozen.on_gradients(None)) == 1 + 3 + 3
+
+
+def test_the_plugin_is_found_through_what_is_around_it() -> None:
+    for armed in range(3):
+        trainer = tiny_trainer(plugins=[Bomb(f"bomb{index}", index == armed) for index in range(3)])
+        for _ in range(2):
+            trainer.plugins.around(doing(lambda impl, values: None))
+        with pytest.raises(Raises) as caught:
+            trainer.fit(tiny_data(), epochs=1)
+        assert f"plugin 'bomb{armed}', hook on_batch_end" in notes(caught.value)
+
+
+def test_what_is_around_a_plugin_is_not_taken_for_the_plugin() -> None:
+    def refuse(impl, values):
+        raise Raises
+
+    trainer = tiny_trainer(plugins=[mine(on_batch_end=nothing)])
+    trainer.plugins.around(doing(refuse))
+    with pytest.raises(Raises) as caught:
+        trainer.fit(tiny_data(), epochs=1)
+    assert "plugin" not in notes(caught.value)
 
 
 # --------------------------------------------------------------------------------------------------- isolated hooks

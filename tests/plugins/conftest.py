@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
@@ -24,6 +25,17 @@ def _bits(tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: _bits(value) for key, value in tree.items()}
     return [_bits(value) for value in tree] if isinstance(tree, (list, tuple)) else repr(tree)
+
+
+@pytest.fixture(scope="session")
+def oracle() -> ModuleType:
+    """tests/framework/oracle.py: the hand-written loop and the comparison bit by bit."""
+    spec = importlib.util.spec_from_file_location("oracle", Path(__file__).parents[1] / "framework" / "oracle.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

@@ -6,14 +6,14 @@ The test modules get this file as the fixture `disk` (conftest.py); benchmarks/r
 from __future__ import annotations
 
 import contextlib
-import copy
 import errno
 import itertools
+import math
 import os
 import random
 import stat
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -167,16 +167,24 @@ class Memory(files.System):
     A file or a directory is a number, which a name in a directory leads to. Number 0 is the root.
     """
 
-    def __init__(self, names: dict[int, dict[str, int]] | None = None, data: dict[int, bytes] | None = None) -> None:
+    def __init__(
+        self, names: dict[int, dict[str, int]] | None = None, data: dict[int, bytes] | None = None, skip: int = -1
+    ) -> None:
         self.names, self.data = names or {0: {}}, data or {}
         self.log: list[tuple[Any, ...]] = []
-        self.opened: dict[int, int] = {}
-        self.lacks_space = False
+        self.opened: dict[int, int] = {}  # descriptors, and what each leads to
+        self.syncs, self._skip = 0, skip  # how many fsyncs there were; the one that does nothing
         self._next = itertools.count(max({*self.names, *self.data}) + 1)
         self._descriptors = itertools.count(100)
 
     def __deepcopy__(self, memo: Any) -> Memory:
         return Memory({number: {**held} for number, held in self.names.items()}, {**self.data})
+
+    def tree(self, number: int = 0) -> Any:
+        """All names and contents."""
+        if number in self.data:
+            return self.data[number]
+        return tuple((name, self.tree(inner)) for name, inner in sorted(self.names[number].items()))
 
     def _at(self, path: Path) -> int:
         found = 0
@@ -204,7 +212,7 @@ class Memory(files.System):
             if found is None:
                 found = next(self._next)
                 self.names[parent][path.name], self.data[found] = found, b""
-                self.log.append(("link", parent, path.name, found))
+                self.log.append(("link", parent, path.name, found, False))
         else:
             found = self._at(path)
         descriptor = next(self._descriptors)
@@ -221,7 +229,9 @@ class Memory(files.System):
         return len(data)
 
     def fsync(self, descriptor: int) -> None:
-        self.log.append(("sync", self.opened[descriptor]))
+        if self.syncs != self._skip:
+            self.log.append(("sync", self.opened[descriptor]))
+        self.syncs += 1
 
     def close(self, descriptor: int) -> None:
         del self.opened[descriptor]
@@ -230,11 +240,10 @@ class Memory(files.System):
         parent, _ = self._new(path)
         number = next(self._next)
         self.names[parent][path.name], self.names[number] = number, {}
-        self.log.append(("link", parent, path.name, number))
+        self.log.append(("link", parent, path.name, number, True))
 
     def rename(self, source: Path, target: Path) -> None:
-        parent, there = self._new(target)
-        assert there is None
+        assert self._new(target)[1] is None
         self.replace(source, target)
 
     def replace(self, source: Path, target: Path) -> None:
@@ -282,33 +291,40 @@ def after_power_loss(log: list[tuple[Any, ...]], cut: int, draw: random.Random, 
     """What a disk that was empty at first may hold after the first `cut` entries of a log and a power failure.
 
     An entry of a directory that was not fsynced since is there or not, each by itself; the content of a file that was
-    not fsynced since is that of before, empty, cut off, all zeros, or zeros from somewhere on. All of it where that is
-    at most `limit` disks; else the orders in which a journal would keep it, and others drawn.
+    not fsynced since is that of before, empty, cut off, all zeros, or zeros from the middle on. That is each disk
+    where there are at most `limit`; else those in the order in which a journal keeps it, and others drawn.
     """
-    safe, pending, written, durable = _split(log[:cut])
-    choices = [(False, True)] * len(pending) + [_variants(durable.get(n, b""), data) for n, data in written.items()]
-    total = 1
-    for options in choices:
-        total *= len(options)
-    picks: Any
-    if total <= limit:
-        picks = itertools.product(*choices)
+    safe, pending, durable, written = _split(log[:cut])
+    choices: list[Any] = [(False, True)] * len(pending)
+    choices += [_variants(durable.get(number, b""), data) for number, data in written.items()]
+    if math.prod(map(len, choices)) <= limit:
+        picks: Any = itertools.product(*choices)
     else:
-        new = [options[-1] for options in choices[len(pending) :]]
-        in_order = [[*(i < kept for i in range(len(pending))), *new] for kept in range(len(pending) + 1)]
+        whole = list(written.values())
+        in_order = [[*(i < kept for i in range(len(pending))), *whole] for kept in range(len(pending) + 1)]
         picks = [*in_order, *([draw.choice(options) for options in choices] for _ in range(limit - len(in_order)))]
+    directories = {entry[3] for entry in log if entry[0] == "link" and entry[4]}
     for pick in picks:
-        kept = [entry for entry, stays in zip(pending, pick, strict=False) if stays]
-        names = _applied(safe, kept)
-        yield Memory(names, {**durable, **dict(zip(written, pick[len(pending) :], strict=True))})
+        names: dict[int, dict[str, int]] = {number: {} for number in (0, *directories)}
+        for entry in safe + [entry for entry, stays in zip(pending, pick, strict=False) if stays]:
+            match entry:
+                case ("link", parent, name, number, _):
+                    names[parent][name] = number
+                case ("move", parent, source, target, number):
+                    names[parent].pop(source, None)
+                    names[parent][target] = number
+                case ("unlink", parent, name):
+                    names[parent].pop(name, None)
+        data = {number: b"" for held in names.values() for number in held.values() if number not in directories}
+        yield Memory(names, {**data, **durable, **dict(zip(written, pick[len(pending) :], strict=True))})
 
 
 def _split(log: list[tuple[Any, ...]]) -> tuple[Any, Any, Any, Any]:
-    """What is durable in directories, what is not, what is not in files, and what is durable in those."""
-    pending: list[tuple[Any, ...]] = []
+    """Changes of directories that are durable and that are not; contents of files that are durable and that are not."""
     safe: list[tuple[Any, ...]] = []
-    written: dict[int, bytes] = {}
+    pending: list[tuple[Any, ...]] = []
     durable: dict[int, bytes] = {}
+    written: dict[int, bytes] = {}
     for entry in log:
         match entry:
             case ("write", number, data):
@@ -320,24 +336,131 @@ def _split(log: list[tuple[Any, ...]]) -> tuple[Any, Any, Any, Any]:
                 pending = [held for held in pending if held[1] != number]
             case _:
                 pending.append(entry)
-    return safe, pending, written, durable
-
-
-def _applied(safe: list[tuple[Any, ...]], kept: list[tuple[Any, ...]]) -> dict[int, dict[str, int]]:
-    names: dict[int, dict[str, int]] = {0: {}}
-    for entry in safe + kept:
-        held = names.setdefault(entry[1], {})
-        match entry:
-            case ("link", _, name, number):
-                held[name] = number
-            case ("move", _, source, target, number):
-                held.pop(source, None)
-                held[target] = number
-            case ("unlink", _, name):
-                held.pop(name, None)
-    return names
+    return safe, pending, durable, written
 
 
 def _variants(old: bytes, new: bytes) -> list[bytes]:
     half = len(new) // 2
     return [*dict.fromkeys([old, b"", new[:half], bytes(len(new)), new[:half] + bytes(len(new) - half), new])]
+
+
+@dataclass
+class Save:
+    """One save of a scenario: the state of this number at this step."""
+
+    number: int
+    step: int
+    labels: tuple[str, ...] = ("last",)
+    exact: bool = True
+
+    def __call__(self, run_dir: Path = RUN) -> Path:
+        return store.write(snapshot(self.number, self.step, self.exact), run_dir, self.labels)
+
+
+def expected(saves: Sequence[Save]) -> tuple[int | None, dict[str, int]]:
+    """The state that a fit goes on from after these saves, and those that the labels point at."""
+    labels = {label: save for save in saves for label in save.labels}
+    exact = [save.number for save in saves if save.exact]
+    last = labels.get("last")
+    other = exact or [last.number if last else save.number for save in saves]
+    found = last.number if last and last.exact else other[-1] if other else None
+    return found, {label: save.number for label, save in labels.items()}
+
+
+def scenario(draw: random.Random) -> list[Save]:
+    """Some saves as a fit makes them: steps that repeat, best and last, a few after an error inside a step."""
+    saves: list[Save] = []
+    for number in range(1, 6):
+        step = 10 * number if draw.random() < 0.8 else 10
+        labels = draw.choice([("last",), ("last",), ("best", "last"), ("last", "best"), ("best",), ("epoch_3", "last")])
+        saves.append(Save(number, step, labels, draw.random() < 0.85))
+    return saves
+
+
+class PowerLoss:
+    """Saves on a disk in memory, the power failing after any of its operations.
+
+    Args:
+        limit: so many disks at most after one operation
+        again: on every such one there is another save; 0 for none
+
+    Attributes:
+        states: how many different disks were looked at
+        lost: what was wrong with any, in words
+    """
+
+    def __init__(self, seed: int = 0, limit: int = 200, again: int = 0) -> None:
+        self.draw, self.limit, self.again = random.Random(seed), limit, again
+        self.states, self.lost = 0, list[str]()
+        self._known: dict[Any, Any] = {}
+
+    def run(self, saves: Sequence[Save], skip: int = -1) -> None:
+        """Every cut of these saves. The fsync of number `skip` is left out."""
+        seen: set[Any] = set()
+        disk, ends = recorded(saves, skip)
+        for cut in range(len(disk.log) + 1):
+            done = sum(end <= cut for end in ends)
+            before, after = expected(saves[:done]), expected(saves[: done + (cut not in (0, *ends))])
+            for state in after_power_loss(disk.log, cut, self.draw, self.limit):
+                key = state.tree()
+                wrong = self._wrong(state, key, before, after)
+                if key not in seen:
+                    seen.add(key)
+                    self.states += 1
+                    if self.again and self.states % self.again == 0:
+                        wrong = wrong or save_again(state)
+                if wrong:
+                    self.lost.append(f"{saves}, cut at {cut} of {ends}, fsync {skip} left out: {wrong}")
+                    return
+
+    def _wrong(self, state: Memory, tree: Any, before: Any, after: Any) -> str | None:
+        for name in (*RUN.relative_to("/").parts, "checkpoints"):
+            tree = dict(tree).get(name, ())
+        seen = tuple((name, held) for name, held in tree if not name.startswith("."))
+        if seen not in self._known:
+            self._known[seen] = verdict(state)
+        found, labels, damaged = self._known[seen]
+        if damaged:
+            return f"damaged: {damaged}"
+        if found not in (before[0], after[0]):
+            return f"went on from {found}, not from {before[0]} or {after[0]}"
+        for label, number in after[1].items():
+            if labels.get(label) not in (number, before[1].get(label)) and (label != "last" or label in before[1]):
+                return f"{label} is {labels.get(label)}, not {before[1].get(label)} or {number}"
+        return None
+
+
+def save_again(state: Memory) -> str | None:
+    """What is wrong with another save on this disk."""
+    with on(state):
+        store.write(snapshot(99), RUN, ("last",))
+        found, labels, damaged = verdict(state)
+        names = state.listdir(RUN / "checkpoints")
+    if damaged or (found, labels["last"]) != (99, 99) or any(name.startswith(".") for name in names):
+        return f"after another save: {damaged or found}, {names}"
+    return None
+
+
+def recorded(saves: Sequence[Save], skip: int = -1) -> tuple[Memory, list[int]]:
+    """A disk after these saves, and how long its log was after each."""
+    disk, ends = Memory(skip=skip), []
+    with on(disk):
+        for save in saves:
+            save()
+            ends.append(len(disk.log))
+    return disk, ends
+
+
+def verdict(state: Memory) -> tuple[int | None, dict[str, int | None], str]:
+    """What this disk gives: the state to go on from, those of the labels, and what is wrong with any checkpoint."""
+    with on(state):
+        directory = RUN / "checkpoints"
+        names = state.listdir(directory) if files.exists(directory) else []
+        try:
+            for name in names:
+                if name.startswith("step-"):
+                    store.read(directory / name)
+        except CheckpointError as error:
+            return None, {}, str(error)
+        labels = {name.lower(): labelled(name) for name in names if name.isupper()}
+        return newest(), labels, ""

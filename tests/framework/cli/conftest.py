@@ -104,14 +104,14 @@ def fine(go: Callable[..., Outcome]) -> Callable[..., Outcome]:
 def refused(go: Callable[..., Outcome], tmp_path: Path) -> Callable[..., str]:
     """Runs a command line that must end with one clear message; what stderr said."""
 
-    def run(*arguments: Any, code: int = 2) -> str:
+    def run(*arguments: Any, code: int = 2, lines: int = 2) -> str:
         outcome = go(*arguments)
         assert outcome.code == code, (outcome.out, outcome.err)
         assert outcome.err.startswith("error: ")
         assert "Traceback" not in outcome.err + outcome.out
         assert "warn" not in outcome.err
         assert (outcome.out + outcome.err).replace(str(tmp_path), "").isascii()  # but for names of the user's
-        assert len(outcome.err.splitlines()) <= 2
+        assert len(outcome.err.splitlines()) <= lines
         return outcome.err
 
     return run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from framework import RunDirError, read_runs
+from framework.checkpoint import files
 from framework.cli import rundir
 
 
@@ -50,44 +52,101 @@ def test_a_file_in_the_way_of_a_number_is_stepped_over() -> None:
     assert rundir.new("lab").name == "002"
 
 
-def test_claiming_leaves_no_trace_of_the_trial_write() -> None:
-    assert rundir.claim(Path("a/b")) == Path("a/b")
-    assert list(Path("a/b").iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("stop_reason", "word"), [("completed", "finished"), ("Ctrl-C", "finished"), ("KeyError", "finished")]
-)
-def test_a_run_that_ended_is_not_claimed(stop_reason, word) -> None:
-    run = made("here", [{"epoch": 0}], stop_reason=stop_reason)
-    with pytest.raises(RunDirError, match=f"here holds a {word} run"):
-        rundir.claim(run)
+def test_looking_whether_a_directory_is_free_changes_nothing() -> None:
+    rundir.claim(Path("a/b"))
+    assert not Path("a").exists()
+    run = made("here", [{"epoch": 0}], stop_reason=None)
+    rundir.claim(run)
     assert rundir.read_rows(run) == [{"epoch": 0}]
 
 
-def test_an_unfinished_run_without_a_checkpoint_is_claimed_and_its_rows_go() -> None:
+@pytest.mark.parametrize("stop_reason", ["completed", "Ctrl-C", "KeyError"])
+def test_a_run_that_ended_without_a_checkpoint_is_not_claimed(stop_reason) -> None:
+    run = made("here", [{"epoch": 0}], stop_reason=stop_reason)
+    with pytest.raises(RunDirError, match="here holds a finished run"):
+        rundir.claim(run)
+
+
+def test_a_run_that_failed_is_claimed_where_its_failure_is_known() -> None:
+    rundir.claim(made("failed", [{"epoch": 0}], stop_reason="KeyError"), failed=True)
+    with pytest.raises(RunDirError, match="holds a finished run"):
+        rundir.claim(made("completed", [{"epoch": 0}], stop_reason="completed"), failed=True)
+
+
+def test_an_unfinished_run_without_a_checkpoint_is_claimed() -> None:
     run = made("here", [{"epoch": 0}], stop_reason=None)
     (run / "checkpoints").mkdir()
     (run / "checkpoints/LAST").write_text('{"name": "step-000000000001"}')  # points at nothing
-    assert rundir.claim(run) == run
-    assert not (run / "metrics.jsonl").exists()
+    rundir.claim(run)
 
 
-def test_an_unfinished_run_with_a_checkpoint_is_not_claimed() -> None:
-    run = made("here", [{"epoch": 0}], stop_reason=None)
+@pytest.mark.parametrize("stop_reason", [None, "Ctrl-C", "KeyError: 'x'"])
+def test_an_unfinished_run_with_a_checkpoint_is_not_claimed(stop_reason) -> None:
+    run = made("my run", [{"epoch": 0}], stop_reason=stop_reason)
     (run / "checkpoints/step-000000000001").mkdir(parents=True)
-    (run / "checkpoints/LAST").write_text('{"name": "step-000000000001"}')
-    with pytest.raises(RunDirError, match=r"unfinished run with a checkpoint.*resume"):
+    with pytest.raises(RunDirError, match='unfinished run with a checkpoint.* framework resume "my run"'):
         rundir.claim(run)
-    assert rundir.read_rows(run) == [{"epoch": 0}]
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        ({"stop_reason": None}, False), ({"stop_reason": "completed"}, True), ({"stop_reason": "KeyError"}, False),
+        ({"stop_reason": "completed", "seconds": 1.0}, True), ({"stop_reason": "no progress", "seconds": 1.0}, True),
+        ({"stop_reason": "Ctrl-C", "seconds": 1.0}, False), ({"stop_reason": "SIGTERM", "seconds": 1.0}, False),
+        ({"stop_reason": "SIGHUP", "seconds": 1.0}, False), ({"stop_reason": None, "seconds": 1.0}, False), ({}, False),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_run_is_finished_when_it_came_to_its_own_end(info, expected) -> None:
+    assert rundir.is_finished(made("here", **info)) is expected
+
+
+def test_what_is_no_run_is_not_finished() -> None:
+    assert not rundir.is_finished(Path("nowhere"))
+
+
+def test_a_directory_is_held_by_one_and_left_behind_only_with_something_in_it() -> None:
+    with rundir.held(Path("a/b"), rundir.claim):
+        with (
+            pytest.raises(RunDirError, match=r"b is in use by pid \d+ on host"),
+            rundir.held(Path("a/b"), rundir.claim),
+        ):
+            pass
+        assert [entry.name for entry in Path("a/b").iterdir()] == ["run.lock"]
+    assert not Path("a/b").exists()
+    with rundir.held(Path("a/b"), rundir.claim):
+        Path("a/b/kept.txt").write_text("x")
+    assert {entry.name for entry in Path("a/b").iterdir()} == {"kept.txt", "run.lock"}
+
+
+def test_what_cannot_be_used_is_refused_before_a_lock_is_put_there() -> None:
+    Path("here").mkdir()
+    Path("here/thesis.txt").write_text("x")
+    with pytest.raises(RunDirError, match="holds no run"), rundir.held(Path("here"), rundir.claim):
+        pass
+    assert [entry.name for entry in Path("here").iterdir()] == ["thesis.txt"]
+
+
+def test_a_directory_that_another_process_finished_meanwhile_is_refused_under_the_lock() -> None:
+    run, looks = made("here", stop_reason=None), []
+
+    def look(path: Path) -> None:
+        rundir.claim(path)
+        looks.append(path)
+        rundir.write_info(path, {"stop_reason": "completed"})
+
+    with pytest.raises(RunDirError, match="holds a finished run"), rundir.held(run, look):
+        pass
+    assert looks == [run]
 
 
 @pytest.mark.parametrize("name", ["../../etc", "step-1", "step-000000000001/../..", 3, None, ["x"]])
 def test_a_label_points_only_at_a_checkpoint_beside_it(name) -> None:
     run = made("here", stop_reason=None)
     (run / "checkpoints").mkdir()
-    (run / "checkpoints/LAST").write_text(json.dumps({"name": name}))
-    assert rundir.claim(run) == run
+    (run / "checkpoints/LAST").write_text(json.dumps({"name": name, "manifest_sha256": "0" * 64}))
+    rundir.claim(run)
 
 
 def test_text_is_written_as_utf8_with_line_feeds_and_replaces_what_was_there() -> None:
@@ -98,12 +157,27 @@ def test_text_is_written_as_utf8_with_line_feeds_and_replaces_what_was_there() -
     assert [entry.name for entry in Path("here").iterdir()] == ["note.txt"]
 
 
-def test_a_write_that_fails_leaves_what_was_there() -> None:
+def test_a_write_that_fails_leaves_what_was_there(monkeypatch) -> None:
     run = made("here", stop_reason="completed")
-    (run / ".tmp-run.json").mkdir()  # the place beside is taken, so the write fails
-    with pytest.raises(RunDirError, match="cannot write into the run directory here: "):
+    monkeypatch.setattr(files.system, "replace", _refused)
+    with pytest.raises(RunDirError, match="cannot write into the run directory here: no space"):
         rundir.write_info(run, {"stop_reason": "other"})
     assert rundir.read_info(run) == {"stop_reason": "completed"}
+    assert [entry.name for entry in run.iterdir()] == ["run.json"]
+
+
+def _refused(*_: Path) -> None:
+    raise OSError(28, "no space")
+
+
+def test_run_json_is_durable_before_it_counts(monkeypatch) -> None:
+    run, calls = made("here"), []
+    for name in ("fsync", "replace"):
+        real = getattr(files.system, name)
+        monkeypatch.setattr(files.system, name, lambda *a, name=name, real=real: calls.append(name) or real(*a))
+    rundir.write_info(run, {"stop_reason": "other"})
+    assert calls[:2] == ["fsync", "replace"]
+    assert calls[2:] == (["fsync"] if os.name == "posix" else [])  # of the directory
 
 
 def test_info_of_any_value_is_written() -> None:
@@ -192,6 +266,8 @@ def test_the_digest_is_that_of_the_bytes() -> None:
     [
         {"best": {"epoch": 1}}, {"best": 3}, {"knobs": None}, {"seconds": None}, {"variants": None},
         {"variants": ["."]}, {"variants": [".."]}, {"variants": ["a/b"]}, {"variants": [3]}, {"test": [1]},
+        {"given": "x"}, {"given": [3]}, {"resumed": [3]}, {"resumed": None}, {"file": 3}, {"sha256": []}, {"seed": "1"},
+        {"device": None}, {"recipe": 3}, {"label": 3}, {"stop_reason": 3},
     ],
     ids=str,
 )  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import framework
-from framework import RunDirError, hookimpl, run
+from framework import RunDirError, checkpoint, hookimpl, run
 
 DEFAULT = ["progress", "console", "history", "best_checkpoint", "plot"]
 QUICK = ["no:plot", "no:progress", "no:console"]
@@ -103,7 +103,11 @@ def test_every_default_can_be_removed(lab, go, info, tmp_path) -> None:
     outcome = go(lab(), *(part for name in DEFAULT for part in ("-p", f"no:{name}")))
     assert outcome.code == 0
     assert active(info()) == []
-    assert sorted(entry.name for entry in (tmp_path / "runs/lab/001").iterdir()) == ["recipe.py", "run.json"]
+    assert sorted(entry.name for entry in (tmp_path / "runs/lab/001").iterdir()) == [
+        "recipe.py",
+        "run.json",
+        "run.lock",
+    ]
 
 
 def test_a_plugin_listed_twice_is_refused(lab, refused) -> None:
@@ -217,7 +221,7 @@ def test_the_run_directory_holds_what_the_contract_says(lab, go, tmp_path) -> No
     go(lab())
     path = tmp_path / "runs/lab/001"
     assert {entry.name for entry in path.iterdir()} == {
-        "run.json", "recipe.py", "metrics.jsonl", "checkpoints", "curves.svg",
+        "run.json", "recipe.py", "metrics.jsonl", "checkpoints", "curves.svg", "run.lock",
     }  # fmt: skip
     assert (path / "recipe.py").read_bytes() == (tmp_path / "lab.py").read_bytes()
     assert {entry.name for entry in (path / "checkpoints").iterdir()} >= {"LAST", "BEST"}
@@ -307,7 +311,7 @@ def test_an_unfinished_run_with_a_checkpoint_is_left_to_resume(lab, fine, refuse
     unfinished(tmp_path / "here")
     said = refused(lab(), "--run-dir", "here")
     assert "here holds an unfinished run with a checkpoint" in said
-    assert "resume" in said
+    assert "python -m framework resume here" in said
 
 
 def test_an_unfinished_run_without_a_checkpoint_starts_over(lab, fine, rows, info, tmp_path) -> None:
@@ -318,6 +322,22 @@ def test_an_unfinished_run_without_a_checkpoint_starts_over(lab, fine, rows, inf
     fine(lab(), "--run-dir", "here", "--epochs", "2")
     assert len(rows("here")) == 2
     assert info("here")["stop_reason"] == "completed"
+
+
+def test_a_run_that_starts_over_leaves_no_rows_of_before(lab, fine, tmp_path) -> None:
+    fine(lab(), "--run-dir", "here", "-p", "no:best_checkpoint")
+    unfinished(tmp_path / "here")
+    fine(lab(), "--run-dir", "here", "-p", "no:history")
+    assert not (tmp_path / "here/metrics.jsonl").exists()
+
+
+def test_a_directory_that_a_run_is_using_is_left_to_it(lab, fine, refused, tmp_path) -> None:
+    fine(lab(), "--run-dir", "here", "-p", "no:best_checkpoint")
+    unfinished(tmp_path / "here")
+    before = (tmp_path / "here/metrics.jsonl").read_bytes()
+    with checkpoint.lock(tmp_path / "here", by="run"):
+        assert f"here is in use by pid {os.getpid()} on host " in refused(lab(), "--run-dir", "here")
+    assert (tmp_path / "here/metrics.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize("mistake", ["def recipe(): return made(torch.zeros(0, 3))\n",
@@ -480,6 +500,11 @@ def test_variants_without_rows_are_run_and_only_not_compared(lab, fine) -> None:
     assert "metrics.jsonl" in outcome.line("compare")
 
 
+def test_variants_keep_a_copy_of_the_recipe_beside_them(lab, fine, tmp_path) -> None:
+    fine(lab(VARIANTS), "-p", "no:history")
+    assert (tmp_path / "runs/lab/001/recipe.py").read_bytes() == (tmp_path / "lab.py").read_bytes()
+
+
 def test_a_mistake_in_the_first_variant_leaves_nothing_behind(lab, refused, tmp_path) -> None:
     source = VARIANTS.replace("one(lr)", "one(lr, batch_size=-1)")
     assert "batch_size must be a whole number from 1 up, got -1" in refused(lab(source))
@@ -537,7 +562,9 @@ def test_a_recipe_that_asks_for_the_directory_draws_into_it(lab, go, info, tmp_p
     assert outcome.line("saved") == f"{Path('runs/lab/001')}{os.sep}"
     assert outcome.line("pictures") == "drawn.svg"
     assert outcome.line("next") == "python -m framework lab.py --lr 0.5"
-    assert {entry.name for entry in (tmp_path / "runs/lab/001").iterdir()} == {"run.json", "recipe.py", "drawn.svg"}
+    assert {entry.name for entry in (tmp_path / "runs/lab/001").iterdir()} == {
+        "run.json", "recipe.py", "drawn.svg", "run.lock",
+    }  # fmt: skip
     found = info()
     assert (found["knobs"], found["seed"], found["stop_reason"]) == ({"lr": 0.2}, 3, "completed")
 
@@ -615,8 +642,8 @@ def test_ctrl_c_after_the_last_step_of_a_variant_begins_no_other(lab, go, info, 
     assert outcome.code == 130
     assert info("runs/lab/001/a")["stop_reason"] == "completed"
     assert info()["variants"] == ["a"]
-    assert info()["stop_reason"] == "b: KeyboardInterrupt"
-    assert (tmp_path / "runs/lab/001/b/metrics.jsonl").read_text() == ""
+    assert info()["stop_reason"] == "Ctrl-C"
+    assert not (tmp_path / "runs/lab/001/b").exists()
 
 
 def test_the_variants_that_ran_can_be_read_when_a_later_one_failed(lab, go, info) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -107,10 +108,59 @@ def test_using_a_run_changes_nothing_in_it(lab, fine, go, tmp_path) -> None:
 def test_a_recipe_that_has_changed_since_is_refused_unless_it_is_named(lab, fine, go, refused, tmp_path, verb) -> None:
     fine(lab(CLASSES))
     lab(CLASSES + "\n# a comment\n")
-    said = refused(*verb)
+    said = refused(*verb, lines=22)
     assert f"{tmp_path / 'lab.py'} has changed since {RUN} ran" in said
     assert "--recipe FILE" in said
+    assert "\n+# a comment\n" in said
     assert go(*verb, "--recipe", "lab.py").code == 0
+
+
+@pytest.mark.parametrize("verb", [["evaluate", RUN], ["predict", RUN, "[1, 2]"]], ids=lambda verb: verb[0])
+def test_the_copy_in_the_run_directory_is_run_only_when_it_is_trusted(lab, fine, go, refused, tmp_path, verb) -> None:
+    fine(lab(CLASSES))
+    before = go(*verb).out
+    lab("raise AssertionError")
+    assert "has changed" in refused(*verb, lines=22)
+    assert "leave out one of them" in refused(*verb, "--trust-run", "--recipe", "lab.py")
+    trusted = go(*verb, "--trust-run")
+    assert trusted.code == 0
+    assert trusted.out == f"recipe    the copy {RUN}/recipe.py (--trust-run)\n{before}"
+
+
+def test_a_recipe_inside_the_run_directory_is_never_run_by_itself(lab, fine, refused, info, tmp_path) -> None:
+    """Whoever sends a run directory could put anything there, and the SHA-256 of it into run.json."""
+    fine(lab(CLASSES))
+    for place in (tmp_path / RUN / "recipe.py", tmp_path / RUN / "checkpoints" / ".." / "recipe.py"):
+        found = {**info(), "file": str(place), "sha256": hashlib.sha256(place.read_bytes()).hexdigest()}
+        (tmp_path / RUN / "run.json").write_text(json.dumps(found))
+        assert "is gone" in refused("evaluate", RUN)
+
+
+def test_an_installed_recipe_is_found_where_it_is_installed_now(fine, go, info, tmp_path) -> None:
+    fine("minibatch", "--epochs", "1")
+    before = go("evaluate", "runs/minibatch/001").out
+    found = {**info("runs/minibatch/001"), "file": str(tmp_path / "another/venv/minibatch.py")}
+    (tmp_path / "runs/minibatch/001/run.json").write_text(json.dumps(found))
+    assert go("evaluate", "runs/minibatch/001").out == before
+    assert go("evaluate", "runs/minibatch/001", "--recipe", "minibatch").out == before
+
+
+def test_the_difference_that_is_shown_is_short_and_names_what_is_left_out(lab, fine, refused) -> None:
+    fine(lab(CLASSES))
+    lab(CLASSES + "".join(f"x{number} = {number}\n" for number in range(50)))
+    said = refused("evaluate", RUN, lines=22).splitlines()
+    assert [line[:4] for line in said[1:4]] == ["--- ", "+++ ", "@@ -"]
+    assert len(said) == 22
+    assert re.fullmatch(r"\.\.\. and \d+ more lines", said[-1])
+
+
+def test_a_knob_comes_back_as_what_it_was(lab, fine, go) -> None:
+    kind = "betas: tuple[float, float] = (0.9, 0.99), names: list[str] = [], path: Path = Path('a')"
+    source = (
+        f"from pathlib import Path\ndef recipe({kind}):\n    print('KNOBS', betas, names, path)\n    return made()\n"
+    )
+    before = fine(lab(source), "--betas", "0.5", "0.25", "--names", "a b", "-c").line("KNOBS")
+    assert go("evaluate", RUN).line("KNOBS") == before
 
 
 def test_a_recipe_that_is_gone_is_named_and_its_copy_can_be_used(lab, fine, go, refused, tmp_path) -> None:
