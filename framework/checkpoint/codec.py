@@ -31,7 +31,7 @@ SIZE = 16 * 2**20  # bytes of a file
 
 _NUMPY = {numpy.dtype(code).name: numpy.dtype(code).type for code in (*"?bBhHefdFD", "i4", "u4", "i8", "u8")}
 _DTYPES = {str(found): found for found in vars(torch).values() if isinstance(found, torch.dtype)}
-_SEQUENCES: dict[str, Any] = {"$size": torch.Size, "$tuple": tuple, "$set": set, "$frozenset": frozenset}
+_SEQUENCES: dict[str, Any] = {"$tuple": tuple, "$set": set, "$frozenset": frozenset}
 _MAPS: dict[str, Any] = {"$Counter": Counter, "$defaultdict": defaultdict, "$OrderedDict": OrderedDict, "$map": dict}
 _LEAVES: dict[str, tuple[Any, Any, Any]] = {  # a type, how a value of it is told, and how it is read
     "$numpy": (tuple(_NUMPY.values()), lambda value: [value.dtype.name, value.tobytes().hex()],
@@ -40,6 +40,7 @@ _LEAVES: dict[str, tuple[Any, Any, Any]] = {  # a type, how a value of it is tol
     "$float": (float, lambda value: repr(float(value)), float),
     "$complex": (complex, repr, complex),
     "$bytes": (bytes, lambda value: base64.b64encode(value).decode(), base64.b64decode),
+    "$size": (torch.Size, list, torch.Size),
     "$dtype": (torch.dtype, str, _DTYPES.__getitem__),
     "$device": (torch.device, str, torch.device),
 }  # fmt: skip
@@ -64,11 +65,11 @@ def _encode(tree: Any, tensors: dict[str, Tensor] | None, path: str, depth: int)
         return [_encode(value, tensors, f"{path}.{index}", depth - 1) for index, value in enumerate(tree)]
     if isinstance(tree, dict):
         return _map(tree, tensors, path, depth)
-    for tag, kind in _SEQUENCES.items():
-        if isinstance(tree, kind) and tag in ("$tuple", "$size"):
-            return {tag: _encode(list(tree), tensors, path, depth - 1)}
-        if isinstance(tree, kind):
-            return {tag: sorted((_encode(e, None, f"an element of {path}", depth - 2) for e in tree), key=json.dumps)}
+    if isinstance(tree, tuple) and not isinstance(tree, torch.Size):
+        return {"$tuple": _encode(list(tree), tensors, path, depth - 1)}
+    if isinstance(tree, (set, frozenset)):
+        elements = sorted((_encode(each, None, f"an element of {path}", depth - 2) for each in tree), key=json.dumps)
+        return {"$set" if isinstance(tree, set) else "$frozenset": elements}
     if isinstance(tree, str) and re.search("[\ud800-\udfff]", tree):
         raise CheckpointError(f"{path} is text that is not Unicode, {tree!a:.80}; keep it as bytes")
     exact = -(2**63) <= tree < 2**63 if isinstance(tree, int) else isinstance(tree, float) and math.isfinite(tree)
@@ -87,9 +88,9 @@ def _map(tree: dict[Any, Any], tensors: dict[str, Tensor] | None, path: str, dep
         raise CheckpointError(f"{path} is a defaultdict that makes values by itself; keep it as a dict")
     keys = [_encode(key, None, f"a key of {path}", depth - 3) for key in tree]
     tagged = tag != "$map" or not all(isinstance(key, str) and not key.startswith("$") for key in keys)
-    values = [_encode(v, tensors, f"{path}.{k}", depth - 3 if tagged else depth - 1) for k, v in tree.items()]
-    pairs = zip(keys, values, strict=True)
-    return {tag: [list(pair) for pair in pairs]} if tagged else dict(pairs)
+    inner = depth - 3 if tagged else depth - 1
+    pairs = [[k, _encode(v, tensors, f"{path}.{k}", inner)] for k, v in zip(keys, tree.values(), strict=True)]
+    return {tag: pairs} if tagged else dict(pairs)
 
 
 def _tensor(tensor: Tensor, tensors: dict[str, Tensor] | None, path: str) -> dict[str, Any]:
@@ -187,9 +188,7 @@ def parse(data: bytes, size: int = SIZE) -> Any:
     if numpy.frombuffer(outside, numpy.int8).cumsum(dtype=numpy.int8).max(initial=0) > DEPTH:  # before it can wrap
         raise CheckpointError(f"JSON that is nested deeper than {DEPTH}")
     try:
-        tree = json.loads(
-            data.decode(), object_pairs_hook=_object, parse_int=_int, parse_float=_float, parse_constant=_float
-        )
+        tree = _JSON.decode(data.decode())
         if b"\\u" in data:
             json.dumps(tree, ensure_ascii=False).encode()  # fails on half a surrogate pair
     except ValueError as error:
@@ -214,3 +213,6 @@ def _float(told: str) -> float:
     if not math.isfinite(float(told)):
         raise ValueError(f"the number {told:.40}")
     return float(told)
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_object, parse_int=_int, parse_float=_float, parse_constant=_float)

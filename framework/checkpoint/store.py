@@ -84,7 +84,7 @@ def write(snapshot: Snapshot, run_dir: Path, labels: Iterable[str], bad: Iterabl
         raise CheckpointError(f"not enough memory to write a checkpoint{last}") from error
     try:
         _retain(directory, {*bad})
-    except (OSError, CheckpointError) as error:
+    except OSError as error:
         warnings.warn(f"cannot remove what is not needed any more from {directory}: {error}", stacklevel=2)
     return path
 
@@ -227,7 +227,8 @@ def newest(run_dir: Path) -> tuple[Path, Snapshot, list[str]]:
 def candidates(run_dir: Path) -> list[Path]:
     """Every checkpoint of a run, sound or not: that of the label LAST, then the newest first."""
     last = _target(run_dir / "checkpoints" / "LAST")
-    return sorted((path for path, _ in _listed(run_dir / "checkpoints")), key=lambda path: path != last)
+    with _about(str(run_dir)):
+        return sorted((path for path, _ in _listed(run_dir / "checkpoints")), key=lambda path: path != last)
 
 
 def find(run_dir: Path, *labels: str) -> Path | None:
@@ -236,7 +237,8 @@ def find(run_dir: Path, *labels: str) -> Path | None:
     for label in map(str.upper, labels):
         path = _target(directory / label)
         if path is None and label == "LAST":
-            path = next((path for path, told in _listed(directory) if told), None)
+            with _about(str(run_dir)):
+                path = next((path for path, told in _listed(directory) if told), None)
         if path is not None:
             return path
     return None
@@ -262,16 +264,12 @@ def _pointed(label: Path) -> tuple[str, str] | None:
 def _listed(directory: Path) -> list[tuple[Path, dict[str, Any] | None]]:
     """The checkpoints of a run by age, the newest first, with what their manifests tell; before them those without."""
     found = []
-    try:
-        for name in files.system.listdir(directory) if files.exists(directory) else ():
-            path = directory / name
-            if _NAME.fullmatch(name) and files.is_directory(path):
-                told = None
-                with contextlib.suppress(OSError, CheckpointError):
-                    told = _told(path)
-                found.append((told["seq"] if told else math.inf, _place(path), path, told))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {directory}: {error.strerror or error}") from error
+    for name in files.system.listdir(directory) if files.exists(directory) else ():
+        path, told = directory / name, None
+        if _NAME.fullmatch(name) and files.is_directory(path):
+            with contextlib.suppress(OSError, CheckpointError):
+                told = _told(path)
+            found.append((told["seq"] if told else math.inf, _place(path), path, told))
     return [(path, told) for *_, path, told in sorted(found, key=lambda entry: entry[:2], reverse=True)]
 
 

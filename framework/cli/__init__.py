@@ -87,14 +87,12 @@ def _dispatch(arguments: list[str]) -> int:
         return int(parse(verb, options, f"python -m framework {first}") or 0)
     if first.startswith("-"):
         raise UsageError(f"the recipe comes first: python -m framework RECIPE {first} ...")
-    if not Path(first).suffix and not Path(first).exists():
-        from framework.modules import installed
+    from framework.modules import installed, uncollected
 
+    if not Path(first).suffix and not Path(first).exists():
         known = [*VERBS, *commands, *installed()]
         if first not in known:
             raise UsageError(f"{first!r} is neither a verb nor a recipe.{did_you_mean(first, known)}")
-    from framework.modules import uncollected
-
     first_time = "torch" not in sys.modules
     with uncollected():
         from framework.cli.train import train

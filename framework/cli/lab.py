@@ -55,9 +55,8 @@ class Lab:
         Raises:
             RecipeError: one has no default, or a name that the command line owns
         """
-        found = dict(inspect.signature(self.function).parameters)
-        if self.draws:
-            del found["run_dir"]
+        asked = inspect.signature(self.function).parameters
+        found = {name: parameter for name, parameter in asked.items() if not (self.draws and name == "run_dir")}
         for name, parameter in found.items():
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
                 raise RecipeError(f"{self.name}: recipe() takes {parameter}; knobs are named arguments with a default")

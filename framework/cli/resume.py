@@ -29,10 +29,9 @@ def resume(
     info, signals = rundir.unfinished(run), Signals()
     given = _given(run, info.get("given", []), plugin)
     with silent() if quiet else contextlib.nullcontext():
-        lab, knobs, options = recorded(run, info, recipe, trust_run)
+        lab, knobs, was = recorded(run, info, recipe, trust_run)
         lab.name = info["recipe"]  # under which its state was saved
-        device = device or info["device"]
-        job = Job(lab, knobs, options.seed, device, given, options.deterministic, signals, resumes=True)
+        job = Job(lab, knobs, was.seed, device or info["device"], given, was.deterministic, signals, resumes=True)
         if trust_run:  # the next time it has to be said again
             job.about |= {"file": info["file"], "sha256": info["sha256"]}
         perform(job, run)
@@ -48,7 +47,7 @@ def _given(run: Path, recorded: Iterable[str], given: Iterable[str]) -> list[str
     code = {spec for spec in recorded if spec.endswith(".py") or ":" in spec.removeprefix("no:")}
     left_out = {spec for spec in code if f"no:{spec}" in given}
     if missing := code - left_out - {*given}:
-        again = rundir.command("resume", run, *(part for spec in sorted(missing) for part in ("-p", spec)))
+        again = rundir.command("resume", run, *(part for spec in (*given, *sorted(missing)) for part in ("-p", spec)))
         raise RunDirError(
             f"{run} ran with {', '.join(sorted(missing))}, and a run directory names no code to run: "
             f"if you trust that, name it yourself: {again}"

@@ -231,20 +231,22 @@ def original(path: Path, info: Mapping[str, Any], recipe: str = "", trust: bool 
     Raises:
         RunDirError: the recipe has gone, or has changed; with the difference
     """
+    if not {"recipe", "file", "sha256", "knobs", "seed", "device"} <= info.keys():
+        raise RunDirError(f"{path / INFO} is damaged: it does not hold what a run writes")
     if recipe and trust:
         raise UsageError("--recipe names another recipe than --trust-run; leave out one of them")
     if trust:
         print(f"recipe    the copy {path / SOURCE} (--trust-run)")
     if recipe or trust:
         return recipe or str(path / SOURCE)
-    name, file = info.get("recipe"), Path(info.get("file") or "")
-    if not file.is_file() and name in installed():
-        file = installed_file(str(name))
+    file = Path(info["file"] or "")
+    if not file.is_file() and info["recipe"] in installed():
+        file = installed_file(info["recipe"])
     run = path.parent if "label" in info else path  # a variant is inside of its run
     other = f"name the one to use with --recipe FILE, or say --trust-run to run the copy {path / SOURCE}"
     if not file.is_file() or file.resolve().is_relative_to(run.resolve()):
-        raise RunDirError(f"the recipe of {path} is gone ({info.get('file')}); {other}")
-    if sha256(file) != info.get("sha256"):
+        raise RunDirError(f"the recipe of {path} is gone ({info['file']}); {other}")
+    if sha256(file) != info["sha256"]:
         difference = "".join(f"\n{line}" for line in _difference(path / SOURCE, file))
         raise RunDirError(f"{file} has changed since {path} ran; {other}{difference}")
     return str(file)

@@ -101,7 +101,8 @@ def perform(job: Job, run_dir: str | Path | None) -> Any:
             stack.enter_context(rundir.held(named, rundir.unfinished if job.resumes else rundir.claim))
         seed_everything(job.seed)
         made: Any = None if lab.draws else lab.make(job.settings)
-        if job.resumes and named and isinstance(made, Mapping) != ("variants" in rundir.read_info(named)):
+        held = rundir.read_info(named) if job.resumes and named else None
+        if held and (made is None or isinstance(made, Mapping) != ("variants" in held)):
             raise RunDirError(f"{lab.file} does not build what ran in {named}")
         if made is None and not lab.draws:
             return None

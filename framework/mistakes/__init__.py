@@ -25,7 +25,7 @@ __all__ = ["checked", "explain", "guarded", "kind_of", "no_pair", "nonfinite_fro
 def explain(error: BaseException, model: nn.Module, loss: Any, batch: Any, output: Any) -> FrameworkError | None:
     """The mistake behind torch's error or that of a data set, or None where none of the known ones fits."""
     case = Case(error, model, loss, batch, output)
-    split = case.known_as("split") or "train"  # the pass over train does not name its own
+    text, split = f"{type(error).__name__}: {error}", case.known_as("split") or "train"  # train's pass names none
     if isinstance(error, FrameworkError) or not isinstance(error, Exception):
         return samples.in_worker(case)
     if found := short(case) or samples.failed(error, split):
@@ -37,6 +37,6 @@ def explain(error: BaseException, model: nn.Module, loss: Any, batch: Any, outpu
     of_a_step = (*labels.RULES, *layers.RULES) if batch is not None else ()
     for rules, about in ((of_a_step, ""), (samples.RULES, f"{split}: ")):
         for pattern, rule in rules:
-            if re.search(pattern, str(error)) and (said := rule if isinstance(rule, str) else rule(case)):
+            if re.search(pattern, text) and (said := rule if isinstance(rule, str) else rule(case)):
                 return DataError(about + said)
     return None

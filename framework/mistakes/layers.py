@@ -57,10 +57,10 @@ def _no_gradient(case: Case) -> str:
 def _not_two_tensors(case: Case) -> str | None:
     """Of a first batch: the loss was given something else."""
     y = case.batch[1] if isinstance(case.batch, tuple) and len(case.batch) == 2 else None
-    if not case.frames("framework.mistakes.first") or (isinstance(case.output, Tensor) and isinstance(y, Tensor)):
+    ours = case.frames("framework.mistakes.first") and case.frames()[0] in case.frames("torch.")
+    if not ours or (isinstance(case.output, Tensor) and isinstance(y, Tensor)):
         return None
-    hint = " (does its forward end with a return?)" * (case.output is None)
-    return f"the loss takes two tensors; the model gives {_a(case.output)}{hint}, and the target y is {_a(y)}"
+    return f"the loss takes two tensors; the forward of the model returns {_a(case.output)}, the target y is {_a(y)}"
 
 
 def _a(value: Any) -> str:
@@ -71,8 +71,8 @@ def _a(value: Any) -> str:
 
 
 RULES: tuple[Rule, ...] = (
-    (r"cannot be multiplied|size mismatch|expected input|input to conv|running_mean|D input|is invalid for", _layer),
-    (r"must be Tensor, not|index out of range|argument #1 'indices'", _layer),
+    (r"cannot be multiplied|size mismatch|expected input|input to conv|running_mean|D input|normalized_shape", _layer),
+    (r"must be Tensor, not|index out of range|argument #1 'indices'|is invalid for|multiply up", _layer),
     (r"must have the same dtype|expected scalar type|Input type .* should be the same", _dtype),
     (r"does not require grad", _no_gradient),
     (r"object has no attribute|must be Tensor|is not callable|unsupported operand|indices must be", _not_two_tensors),

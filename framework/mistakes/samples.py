@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import re
 import sys
 import traceback
@@ -119,7 +120,12 @@ def no_pair(batch: Any) -> str:
     return f"a batch must be a pair (x, y), this one is {got}; a plugin with forward and compute_loss can take others"
 
 
-def _ended(case: Case) -> str:
+def _ended(case: Case) -> str | None:
+    if not case.frames("torch.utils.data"):
+        return None
+    with contextlib.suppress(RuntimeError):  # torch raises it, wherever this process is, until the worker is waited for
+        for child in multiprocessing.active_children():
+            child.join(0.2)
     said = re.findall(r"exit code -?\d+|signal: \w+", f"{case.error.__cause__ or case.error.__context__} {case.error}")
     how = f"a worker process of the data set ended{' with ' * bool(said)}{''.join(said[:1])}"
     return f"{how}; was memory short (see dmesg), or /dev/shm? num_workers=0 shows whether the data set exits by itself"
@@ -137,7 +143,7 @@ def _fetched(case: Case) -> str | None:
 
 
 RULES: tuple[Rule, ...] = (
-    (r"[Ww]orker.*exited unexpectedly|killed by signal|bus error|Connection reset|received 0 items", _ended),
+    (r"[Ww]orker.*exited unexpectedly|killed by signal|bus error|ConnectionResetError|EOFError|BrokenPipe", _ended),
     (r"[Cc]an't (get|pickle)|cannot pickle", "a data set goes to workers only if its class is at the top of a file"),
     (r"", _fetched),
 )

@@ -59,7 +59,7 @@ class Accuracy:
         counts[1] = counts[1] + count
 
     def on_split_end(self, trainer: Trainer, split: str, metrics: MutableMapping[str, float]) -> None:
-        counts = [torch.as_tensor(count, device=trainer.device) for count in self._counts.pop(split)]
+        counts = [torch.as_tensor(count, device=trainer.device) for count in self._counts.pop(split, [0, 0])]
         right, count = trainer.sum(torch.stack(counts)).tolist()
         metrics[f"{split}_{self.metric}"] = right / count if count else float("nan")
 

@@ -28,82 +28,104 @@ class BestCheckpoint:
     Several instances keep the best of several figures: `BestCheckpoint("val_accuracy", name="best_accuracy")` labels
     its checkpoint best_accuracy. The first one listed writes the last checkpoint and fills `result.best`.
 
+    A fit that is resumed ends with the best that it would have had without the break: as long as the best is not on the
+    disk by itself, whatever checkpoint is written holds it too.
+
     Args:
         monitor: the figure; by default val_loss where there is a validation set, else train_loss
         mode: "min", "max", or "auto" by the name of the figure
         min_delta: by how much a figure must beat the best so far
         restore_best: leave the model with the weights of the best epoch at the end of the fit
         every_seconds: write at least so many seconds apart instead; 0 writes each epoch
+        every_steps: write after every so many steps as well, inside of an epoch too
 
     Raises:
         UsageError: the figure will not be there (before the first epoch, with a suggestion); a name that cannot be
             a label
-        CheckpointError: a checkpoint cannot be written
+        CheckpointError: a checkpoint cannot be written; or a fit is resumed with restore_best that had begun without
     """
 
     def __init__(
         self, monitor: str | None = None, mode: str = "auto", min_delta: float = 0.0, restore_best: bool = False,
-        every_seconds: float | None = None, name: str = "best_checkpoint",
+        every_seconds: float | None = None, every_steps: int | None = None, name: str = "best_checkpoint",
     ) -> None:  # fmt: skip
         if not (name.isidentifier() and name.isascii() and name.islower()):
             raise UsageError(f"name={name!r} becomes a checkpoint's label: a word in small letters, like best_accuracy")
+        if every_steps is not None and (type(every_steps) is not int or every_steps < 1):
+            raise UsageError(f"every_steps must be a whole number from 1 up, got {every_steps!r}")
         self.name = name
         self.label = "best" if name == "best_checkpoint" else name
         self.monitor = Monitor(monitor, mode, min_delta)
         self.restore_best = restore_best
         self.every_seconds = every_seconds
+        self.every_steps = every_steps
+        if every_steps is not None:  # else no batch is asked about it
+            self.on_batch_end = self._after_batch
         self._started = False
+        self._forget()
+
+    def _forget(self) -> None:
+        self._row: dict[str, Any] = {}  # of the best epoch
+        self._best: Snapshot | None = None  # a copy, until it is on the disk
+        self._spare: Snapshot | None = None  # an earlier best, whose memory the next one takes
+        self._is_here = False  # whether the present state is the best, and has not been copied yet
+        self._is_handed_over = False  # whether the best was given to be written, and it is not known what came of it
+        self._is_on_disk = False
+        self._path: Path | None = None  # of the best, where this fit has written it
 
     def on_fit_start(self, trainer: Trainer) -> None:
         self.monitor.start(trainer)
-        self._started, self._asked_for = True, False
+        self._forget()
         self._leads = next(p for p in trainer.plugins.values() if isinstance(p, BestCheckpoint)) is self
-        self._row: dict[str, Any] = {}
-        self._best: Snapshot | None = None
-        self._spare: Snapshot | None = None  # an earlier best, whose memory the next one takes
-        self._unwritten = False  # whether the best is not on the disk yet
-        self._last_step: int | None = None  # of the last checkpoint that was written
-        self._path: Path | None = None
+        self._started, self._asked_for, self._is_due = True, False, False
+        self._rows = trainer.history
+        self._begun_at = self._written_at = trainer.epoch, trainer.step
         self._duration = 0.0
         self._last_write = time.monotonic()
+        if trainer.step:  # resumed, maybe from the best itself; everything is loaded by then
+            trainer.later(partial(self._keep, trainer))
+
+    def _after_batch(self, trainer: Trainer) -> None:
+        if trainer.boundary and self.every_steps and trainer.step % self.every_steps == 0:
+            trainer.later(partial(self._write, trainer))
 
     def on_epoch_end(self, trainer: Trainer, epoch: int, metrics: Mapping[str, Any]) -> None:
         if self._asked_for:  # for the second time, at the step boundary: every other plugin remembers this epoch too
             self._asked_for = False
             self._keep(trainer)
             return
-        self._is_best = self.monitor.update(epoch, metrics)
-        if self._is_best:
-            self._row = dict(metrics)
+        if self.monitor.update(epoch, metrics):
+            self._row, self._path = dict(metrics), None
+            self._is_here, self._is_handed_over, self._is_on_disk = True, False, False
         spacing = max(SHORTEST, SPACING * self._duration) if self.every_seconds is None else self.every_seconds
         self._is_due = time.monotonic() - self._last_write >= spacing
-        self._asked_for = self._is_best or self._is_due
+        self._asked_for = self._is_here or self._is_due
         if self._asked_for:
             trainer.later(partial(self.on_epoch_end, trainer, epoch, metrics))
 
     def _keep(self, trainer: Trainer) -> None:
-        if self._is_best:
-            self._unwritten = trainer.run_dir is not None
-            if self._unwritten or self.restore_best:  # over the one before, so that a Ctrl-C halfway harms neither
+        if self._is_here:
+            if trainer.run_dir is not None or self.restore_best:
+                # over the one before, so that a Ctrl-C halfway harms neither
                 self._best, self._spare = trainer.snapshot(over=self._spare), self._best
-            else:
-                self._best = None
+            self._is_here = False
         if self._is_due:
             self._write(trainer)
 
     @hookimpl(wrapper=True)
     def on_fit_end(self, trainer: Trainer, result: Result) -> Iterator[None]:
-        self._started = False
+        self._started = self._is_handed_over = False
         self._write(trainer)
         if self._row and self._leads:
-            figures = {"monitor": self.monitor.name, "value": self.monitor.best, "path": self._path}
+            figures = {"monitor": self.monitor.name, "value": self.monitor.best, "path": self._where(trainer)}
             result.best = {**self._row, **figures}
         if self._best is not None and self.restore_best:
             trainer.model.load_state_dict(self._best.model)
         yield  # whatever other plugins do at the end sees the restored weights
 
     def on_exception(self, trainer: Trainer, exception: BaseException) -> None:
-        if self._started and trainer.step and not isinstance(exception, CheckpointError):
+        trained = (trainer.epoch, trainer.step) != self._begun_at  # else it may be that not everything was loaded
+        if self._started and trained and not isinstance(exception, CheckpointError):
             self._started = False
             self._write(trainer)
 
@@ -111,29 +133,53 @@ class BestCheckpoint:
         self._best = self._spare = None  # each may be as large as the model and its optimizer
 
     def on_checkpoint(self, path: Path) -> None:
-        self._newest = path
+        """Now it is durable; where checkpoints are written in the background that is some steps later."""
+        if self._is_handed_over and path.name.startswith(self._name):
+            self._path, self._is_on_disk, self._is_handed_over = path, True, False
+            self._best = self._best if self.restore_best else None
 
     def _write(self, trainer: Trainer) -> None:
         """Write what is not on the disk yet: the best from its copy, and the present state as the last."""
         if trainer.run_dir is None:
             return
-        begun = time.monotonic()
-        last = ["last"] if self._leads and self._last_step != trainer.step else []
-        if self._unwritten and self._best is not None:
-            together = self._best.step == trainer.step  # then one checkpoint has both labels
+        begun, place = time.monotonic(), (trainer.epoch, trainer.step)
+        last = ["last"] if self._leads and self._written_at != place else []
+        if self._best is not None and not (self._is_on_disk or self._is_handed_over):
+            together = (self._best.epoch, self._best.step) == place  # then one checkpoint has both labels
+            self._is_handed_over = True
             trainer.save([self.label, *last] if together else self.label, self._best)
-            self._path, self._unwritten = self._newest, False
             last = [] if together else last
-            self._best = self._best if self.restore_best else None
         if last:
             trainer.save(last, trainer.snapshot())
-        self._last_step = trainer.step
+            self._is_handed_over = False  # one is written after another: if it has not been told by now, it failed
+        self._written_at = place
         self._last_write = time.monotonic()
         self._duration = self._last_write - begun
 
+    @property
+    def _name(self) -> str:
+        """How the name of the best's checkpoint begins."""
+        return f"step-{self._row['step']:012d}"
+
+    def _where(self, trainer: Trainer) -> Path | None:
+        """Where the best is. What a fit wrote before it was resumed is known by its step alone."""
+        if self._path is None and self._is_on_disk and trainer.run_dir is not None:
+            return max((trainer.run_dir / "checkpoints").glob(f"{self._name}*"), default=None)
+        return self._path
+
     def state_dict(self) -> dict[str, Any]:
-        return {**self.monitor.state_dict(), "row": self._row}
+        on_disk = self._is_on_disk or self._is_handed_over
+        copy: Any = "here" if self._is_here else None
+        if self._best is not None and not self._is_here and (self.restore_best or not on_disk):
+            copy = {name: value for name, value in vars(self._best).items() if name != "live"}
+            copy["rows"] = self._best.rows[1]
+        return {**self.monitor.state_dict(), "row": self._row, "on_disk": on_disk, "copy": copy}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        copy = state["copy"]
+        if self.restore_best and state["row"] and copy is None:
+            raise CheckpointError("the weights of the best epoch were not kept: the fit had begun without restore_best")
         self.monitor.load_state_dict(state)
-        self._row = state["row"]
+        self._row, self._is_on_disk, self._is_here = state["row"], state["on_disk"], copy == "here"
+        if isinstance(copy, dict):
+            self._best = Snapshot(**{**copy, "rows": (self._rows, copy["rows"])})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,8 +15,10 @@ from framework import RunDirError, Trainer
 class History:
     """Writes the figures of each epoch to `metrics.jsonl` in the run directory, one JSON object a line.
 
-    A figure that is not finite stands there as NaN or Infinity, as Python's json reads and writes it. Without a run
-    directory nothing is written; the rows are in `result.history` all the same.
+    A figure that is not finite stands there as NaN or Infinity, as Python's json reads and writes it. A fit that is
+    resumed leaves the file as it is until it has a row of its own, or has come to its end; then the rows from before
+    are written anew, without those that a killed fit had written after the checkpoint. Without a run directory nothing
+    is written; the rows are in `result.history` all the same.
 
     Raises:
         RunDirError: the file cannot be written, such as on a full disk
@@ -24,19 +27,28 @@ class History:
     def __init__(self, name: str = "history") -> None:
         self.name = name
         self._file: BinaryIO | None = None
+        self._path: Path | None = None
 
     def on_fit_start(self, trainer: Trainer) -> None:
+        self._path = None
         if trainer.run_dir is not None:
             self._path = trainer.run_dir / "metrics.jsonl"
             with _said(self._path):
                 trainer.run_dir.mkdir(parents=True, exist_ok=True)
-                self._file = self._path.open("wb")
+                if not trainer.step:
+                    self._file = self._path.open("wb")
 
-    def on_epoch_end(self, metrics: Mapping[str, Any]) -> None:
-        if self._file is not None:
+    def on_epoch_end(self, trainer: Trainer, metrics: Mapping[str, Any]) -> None:
+        if self._file is None:
+            self._write_anew(trainer.history)
+        else:
             with _said(self._path):
-                self._file.write(f"{json.dumps(dict(metrics))}\n".encode())
+                self._file.write(_lines([metrics]))
                 self._file.flush()
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        if self._file is None:
+            self._write_anew(trainer.history)
 
     def on_teardown(self) -> None:
         if self._file is not None:
@@ -44,9 +56,30 @@ class History:
                 self._file.close()
             self._file = None
 
+    def _write_anew(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """All rows of a fit that was resumed, beside the file and then in its place."""
+        if self._path is None:
+            return
+        beside = self._path.with_name(".tmp-metrics.jsonl")
+        with _said(self._path):
+            try:
+                with beside.open("wb") as file:
+                    file.write(_lines(rows))
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(beside, self._path)
+            except BaseException:
+                beside.unlink(missing_ok=True)
+                raise
+            self._file = self._path.open("ab")
+
+
+def _lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    return b"".join(f"{json.dumps(dict(row))}\n".encode() for row in rows)
+
 
 @contextlib.contextmanager
-def _said(path: Path) -> Iterator[None]:
+def _said(path: Path | None) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from torch.utils.data import (
     Dataset,
     IterableDataset,
     RandomSampler,
+    SubsetRandomSampler,
     TensorDataset,
     default_collate,
 )
@@ -23,12 +25,14 @@ from torch.utils.data import (
 from framework import DataError, Trainer, UsageError
 from framework.data import (
     Whole,
+    complete,
     count_samples,
     generators,
     in_chunks,
     joined,
     make_loader,
     positive,
+    promised,
     sizes,
     windows,
 )
@@ -60,6 +64,16 @@ class Stream(IterableDataset):
     def __iter__(self) -> Iterator[Any]:
         x, y = tiny_data(max(self.samples, 1))
         yield from list(zip(x, y, strict=True))[: self.samples]
+
+
+class Flat:
+    """Samples 0 to 2, but says that there are 90."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter([0, 1, 2])
+
+    def __len__(self) -> int:
+        return 90
 
 
 # ----------------------------------------------------------------------------------------------------------- the whole
@@ -231,14 +245,33 @@ def test_a_data_set_without_a_length_is_named(batch_size: int | None) -> None:
         tiny_trainer().fit(NoLength(), batch_size=batch_size)
 
 
-def test_an_error_of_the_data_set_keeps_its_type() -> None:
+def test_an_error_of_the_data_set_is_told_with_the_sample() -> None:
     class Breaks(Counted):
         def __getitem__(self, index: int) -> Any:
             raise FileNotFoundError(f"sample {index}.png")
 
     for batch_size in (None, 2):
-        with pytest.raises(FileNotFoundError, match=r"sample 0\.png"):
+        with pytest.raises(
+            DataError, match=r"train: data set Breaks\[0\] failed: FileNotFoundError\('sample 0\.png'\)"
+        ):
             tiny_trainer().fit(Breaks(), batch_size=batch_size, shuffle=False)
+
+
+@pytest.mark.parametrize("length", [-1, "5", None])
+def test_a_data_set_whose_length_is_no_number_is_named(length: Any) -> None:
+    class Lies(Counted):
+        def __len__(self) -> int:
+            return length  # type: ignore[no-any-return]
+
+    with pytest.raises(DataError, match=r"train: .*Lies has no length"):
+        tiny_trainer().fit(Lies(), batch_size=2)
+
+
+@pytest.mark.parametrize("name", ["shuffle", "drop_last"])
+@pytest.mark.parametrize("value", ["no", 1, 0.0, []])
+def test_only_true_and_false_say_whether(name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"^{name} must be True or False, got {re.escape(repr(value))}$"):
+        tiny_trainer().fit(tiny_data(), batch_size=2, **{name: value})
 
 
 @pytest.mark.parametrize(
@@ -302,6 +335,113 @@ def test_workers_are_given_to_the_loader() -> None:
     assert make_loader(tiny_data(), "train", 2, False, False, num_workers=1).num_workers == 1
 
 
+def test_a_data_set_is_guarded_where_workers_fetch_it_and_else_left_alone() -> None:
+    data = Counted()
+    assert make_loader(data, "train", 2, False, False).dataset is data
+    guarded: Any = make_loader(data, "val", 2, False, False, num_workers=1).dataset
+    assert (guarded.dataset, guarded.split) == (data, "val")
+    assert make_loader(Stream(4), "val", 2, False, False, num_workers=1).dataset.split == "val"
+
+
+# ------------------------------------------------------------------------------------- as many batches as are promised
+
+
+class Long(Stream):
+    """A stream of `samples`, which says that there are `told`."""
+
+    def __init__(self, samples: int, told: int) -> None:
+        super().__init__(samples)
+        self.told = told
+
+    def __len__(self) -> int:
+        return self.told
+
+
+@pytest.mark.parametrize(
+    ("loader", "batches"),
+    [
+        (DataLoader(Counted(), batch_size=2), 3),
+        (DataLoader(Counted(), batch_size=2, shuffle=True, drop_last=True), 2),
+        (DataLoader(Counted(), sampler=SubsetRandomSampler([0, 3, 4]), batch_size=2), 2),
+        (DataLoader(Counted(), batch_size=None), 5),
+        (DataLoader(Counted(), batch_sampler=BatchSampler(RandomSampler(Counted()), 2, False)), 3),
+    ],
+)
+def test_a_loader_of_torch_promises_its_length(loader: Any, batches: int) -> None:
+    assert promised(loader) == (batches, 1)
+    complete("train", loader, promised(loader), sum(1 for _ in loader))
+    with pytest.raises(
+        DataError, match=f"^val: the pass ended after {batches - 1} of {batches} batches: Counted raised"
+    ):
+        complete("val", loader, promised(loader), batches - 1)
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        DataLoader(Counted(), batch_size=2, sampler=Flat()),
+        DataLoader(Counted(), batch_sampler=BatchSampler(Flat(), 2, False)),
+        DataLoader(Counted(), batch_sampler=Flat()),
+        DataLoader(Stream(5), batch_size=2),
+        [(torch.ones(2), torch.ones(2))],
+        Whole((torch.ones(2), torch.ones(2))),
+    ],
+)
+def test_what_nobody_can_be_sure_of_is_not_promised(loader: Any) -> None:
+    assert promised(loader) is None
+    complete("train", loader, None, 1)
+
+
+def test_a_data_set_that_grows_in_an_epoch_keeps_its_promise() -> None:
+    class Grows(Counted):
+        def __len__(self) -> int:
+            return 4 + len(self.asked)
+
+        def __getitem__(self, index: int) -> Any:
+            return super().__getitem__(index % 5)
+
+    data = Grows()
+    assert tiny_trainer().fit(data, batch_size=2, shuffle=False).steps == 2
+    assert len(data) > 4
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+@pytest.mark.parametrize("samples", range(1, 14))
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_workers_that_share_a_stream_out_keep_its_promise(
+    drop_last: bool, workers: int, samples: int, batch_size: int
+) -> None:
+    loader = DataLoader(Long(samples, samples), batch_size=batch_size, num_workers=workers, drop_last=drop_last)
+    shares = [len(range(worker, samples, workers or 1)) for worker in range(workers or 1)]
+    seen = sum(share // batch_size if drop_last else -(-share // batch_size) for share in shares)
+    complete("train", loader, promised(loader), seen)  # which raises nothing, and warns of nothing
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("samples", [4, 5, 6, 7, 20])
+def test_a_stream_that_every_worker_gave_as_a_whole_is_told(workers: int, samples: int) -> None:
+    loader = DataLoader(Long(samples, samples), batch_size=2, num_workers=workers)
+    seen = workers * -(-samples // 2)
+    with pytest.raises(
+        DataError, match=f"^train: {seen} batches of 2 came from Long, whose length is {samples}: each of"
+    ):
+        complete("train", loader, promised(loader), seen)
+
+
+def test_a_stream_that_two_workers_read_as_a_whole_is_told_after_its_first_pass() -> None:
+    with pytest.raises(
+        DataError, match=r"train: 6 batches of 2 .* shards itself by torch\.utils\.data\.get_worker_info"
+    ):
+        tiny_trainer().fit(Long(6, 6), batch_size=2, num_workers=2, epochs=2)
+
+
+@pytest.mark.parametrize("told", [2, 50])
+def test_a_stream_whose_length_is_not_true_is_told(told: int) -> None:
+    with pytest.warns(UserWarning, match=f"^train: 4 batches of 2 came from Long, whose length is {told}: correct its"):
+        assert tiny_trainer().fit(Long(8, told), batch_size=2).steps == 4
+
+
 def test_a_sampler_of_the_user_s_own_may_know_better_than_its_length() -> None:
     class Lies:
         def __iter__(self) -> Iterator[Any]:
@@ -314,16 +454,6 @@ def test_a_sampler_of_the_user_s_own_may_know_better_than_its_length() -> None:
     assert len(list(on_device(DataLoader(data, batch_sampler=Lies()), CPU))) == 2
     inner = BatchSampler(Flat(), 2, False)
     assert len(list(on_device(DataLoader(data, batch_sampler=inner), CPU))) == 2
-
-
-class Flat:
-    """Samples 0 to 2, but says that there are 90."""
-
-    def __iter__(self) -> Iterator[int]:
-        return iter([0, 1, 2])
-
-    def __len__(self) -> int:
-        return 90
 
 
 def test_a_data_set_that_grows_during_an_epoch_is_not_short_of_batches() -> None:

@@ -289,7 +289,6 @@ def test_what_is_a_plugins_right_is_let_pass_in_every_fit() -> None:
 
 def test_it_looks_in_evaluate_and_predict_after_a_fit() -> None:
     trainer = trainer_with(named("culprit", forward=before(eval_mode)), "debug")
-    trainer.plugins["debug"]
     with pytest.raises(PluginError):
         fit(trainer)
     for call in (lambda: trainer.evaluate(tiny_data()), lambda: trainer.predict(tiny_data()[0])):

@@ -107,7 +107,7 @@ def test_as_a_plugin_it_stops_no_training_of_another_model(tmp_path: Path, capsy
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     Trainer(model, nn.MSELoss(), optimizer, [Diagram()], device="cpu", run_dir=tmp_path).fit(tiny_data(), epochs=2)
     assert "diagram   the layer '1' is a Conv1d" in capsys.readouterr().out
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("*.svg")) == []
 
 
 def test_it_changes_no_bit_of_training(trained, tmp_path: Path) -> None:

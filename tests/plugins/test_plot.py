@@ -115,7 +115,7 @@ def test_after_an_error_the_complete_epochs_are_drawn(tmp_path: Path, fails: Any
 def test_an_error_before_the_first_epoch_is_over_draws_nothing(tmp_path: Path, fails: Any) -> None:
     with pytest.raises(RuntimeError):
         tiny_trainer([Plot(), fails(epoch=0)], run_dir=tmp_path).fit(tiny_data(), epochs=4)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("*.svg")) == []
 
 
 def test_a_picture_that_cannot_be_written_is_told(tmp_path: Path) -> None:

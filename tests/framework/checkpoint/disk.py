@@ -27,6 +27,7 @@ OPERATIONS = (
     "open", "read", "write", "fsync", "close", "mkdir", "rename", "replace", "unlink", "rmdir", "listdir", "lstat",
     "free", "lock",
 )  # fmt: skip
+READING = ("read", "listdir", "lstat", "free", "close", "fsync")  # what leaves a disk as it was
 RUN = Path("/runs/one")  # on a disk in memory
 
 
@@ -110,6 +111,17 @@ class Numbered:
         self.now += seconds
 
 
+class Hasty(files.System):
+    """The disk of this machine without waiting for it: what a killed process has written is there without fsync."""
+
+    def fsync(self, descriptor: int) -> None:
+        pass
+
+
+def die() -> None:
+    raise Killed
+
+
 def counting(base: Any = None) -> Numbered:
     """A disk on which nothing fails."""
     return Numbered(lambda number, name, call: call(), base)
@@ -177,14 +189,16 @@ class Memory(files.System):
         self._next = itertools.count(max({*self.names, *self.data}) + 1)
         self._descriptors = itertools.count(100)
 
-    def __deepcopy__(self, memo: Any) -> Memory:
+    def copied(self) -> Memory:
+        """Another disk with the same names and contents."""
         return Memory({number: {**held} for number, held in self.names.items()}, {**self.data})
 
     def tree(self, number: int = 0) -> Any:
-        """All names and contents."""
+        """All names and contents, without the random part of a name."""
         if number in self.data:
             return self.data[number]
-        return tuple((name, self.tree(inner)) for name, inner in sorted(self.names[number].items()))
+        named = [(name.partition("-")[0], name) if name[0] == "." else (name, name) for name in self.names[number]]
+        return tuple((plain, self.tree(self.names[number][name])) for plain, name in sorted(named))
 
     def _at(self, path: Path) -> int:
         found = 0
@@ -419,23 +433,33 @@ class PowerLoss:
         seen = tuple((name, held) for name, held in tree if not name.startswith("."))
         if seen not in self._known:
             self._known[seen] = verdict(state)
-        found, labels, damaged = self._known[seen]
-        if damaged:
-            return f"damaged: {damaged}"
-        if found not in (before[0], after[0]):
-            return f"went on from {found}, not from {before[0]} or {after[0]}"
-        for label, number in after[1].items():
-            if labels.get(label) not in (number, before[1].get(label)) and (label != "last" or label in before[1]):
-                return f"{label} is {labels.get(label)}, not {before[1].get(label)} or {number}"
-        return None
+        return judged(self._known[seen], before, after)
 
 
-def save_again(state: Memory) -> str | None:
-    """What is wrong with another save on this disk."""
-    with on(state):
-        store.write(snapshot(99), RUN, ("last",))
-        found, labels, damaged = verdict(state)
-        names = state.listdir(RUN / "checkpoints")
+def judged(seen: tuple[int | None, dict[str, int | None], str], before: Any, after: Any) -> str | None:
+    """What is wrong with a verdict, where `expected` gives these before and after a save."""
+    found, labels, damaged = seen
+    if damaged:
+        return f"damaged: {damaged}"
+    if found not in (before[0], after[0]):
+        return f"went on from {found}, not from {before[0]} or {after[0]}"
+    for label, number in after[1].items():
+        first_last = label == "last" and label not in before[1]  # without it the newest one is taken
+        if labels.get(label) not in (number, before[1].get(label)) and not first_last:
+            return f"{label} is {labels.get(label)}, not {before[1].get(label)} or {number}"
+    return None
+
+
+def wrong(state: Memory | None, before: Any, after: Any, run_dir: Path = RUN) -> str | None:
+    return judged(verdict(state, run_dir), before, after)
+
+
+def save_again(state: Memory | None, run_dir: Path = RUN) -> str | None:
+    """What is wrong with another save on this disk, or on that in use."""
+    with on(state or files.system):
+        Save(99, 990)(run_dir)
+        found, labels, damaged = verdict(None, run_dir)
+        names = files.system.listdir(run_dir / "checkpoints")
     if damaged or (found, labels["last"]) != (99, 99) or any(name.startswith(".") for name in names):
         return f"after another save: {damaged or found}, {names}"
     return None
@@ -451,16 +475,16 @@ def recorded(saves: Sequence[Save], skip: int = -1) -> tuple[Memory, list[int]]:
     return disk, ends
 
 
-def verdict(state: Memory) -> tuple[int | None, dict[str, int | None], str]:
-    """What this disk gives: the state to go on from, those of the labels, and what is wrong with any checkpoint."""
-    with on(state):
-        directory = RUN / "checkpoints"
-        names = state.listdir(directory) if files.exists(directory) else []
+def verdict(state: Memory | None, run_dir: Path = RUN) -> tuple[int | None, dict[str, int | None], str]:
+    """What a disk gives: the state to go on from, those of the labels, and what is wrong with any checkpoint."""
+    with on(state or files.system):
+        directory = run_dir / "checkpoints"
+        names = files.system.listdir(directory) if files.exists(directory) else []
         try:
             for name in names:
                 if name.startswith("step-"):
                     store.read(directory / name)
         except CheckpointError as error:
             return None, {}, str(error)
-        labels = {name.lower(): labelled(name) for name in names if name.isupper()}
-        return newest(), labels, ""
+        labels = {name.lower(): labelled(name, run_dir) for name in names if name.isupper()}
+        return newest(run_dir), labels, ""

@@ -159,7 +159,7 @@ def test_a_knob_comes_back_as_what_it_was(lab, fine, go) -> None:
     source = (
         f"from pathlib import Path\ndef recipe({kind}):\n    print('KNOBS', betas, names, path)\n    return made()\n"
     )
-    before = fine(lab(source), "--betas", "0.5", "0.25", "--names", "a b", "-c").line("KNOBS")
+    before = fine(lab(source), "--betas", "0.5", "0.25", "--names", "a b", "c").line("KNOBS")
     assert go("evaluate", RUN).line("KNOBS") == before
 
 

@@ -169,7 +169,7 @@ def test_several_inputs_for_a_layer_that_takes_one_are_told(refused: Callable[..
 @pytest.mark.parametrize(
     ("made", "gives"),
     [
-        (lambda net, x: None, "a NoneType (does its forward end with a return?)"),
+        (lambda net, x: None, "a NoneType"),
         (lambda net, x: (net.layer(x), x), "a tuple of 2 (Tensor, Tensor)"),
         (lambda net, x: {"logits": net.layer(x)}, "a dict of 'logits'"),
         (lambda net, x: net.layer(x).detach().numpy(), "a ndarray"),
@@ -177,7 +177,7 @@ def test_several_inputs_for_a_layer_that_takes_one_are_told(refused: Callable[..
 )
 def test_an_output_that_is_no_tensor_is_told(refused: Callable[..., str], made: Any, gives: str) -> None:
     said = refused(Net(made), nn.MSELoss(), COLUMN)
-    assert said == f"the loss takes two tensors; the model gives {gives}, and the target y is a Tensor"
+    assert said == f"the loss takes two tensors; the forward of the model returns {gives}, the target y is a Tensor"
 
 
 def test_targets_that_are_text_are_told(refused: Callable[..., str]) -> None:
@@ -186,15 +186,14 @@ def test_targets_that_are_text_are_told(refused: Callable[..., str]) -> None:
     assert said.endswith("the target y is a tuple of 2 (str, str)")
 
 
-@pytest.mark.parametrize("error", [AttributeError("'tuple' object has no attribute 'x'"), TypeError("is not callable")])
-def test_an_error_of_the_same_kind_in_the_user_s_own_code_is_left_alone(fit: Callable[..., Any], error: Any) -> None:
-    def breaks(*_: Any) -> None:
-        raise error
+def test_an_error_of_the_same_kind_in_the_user_s_own_code_is_left_alone(fit: Callable[..., Any]) -> None:
+    def breaks(*_: Any) -> Any:
+        return ().size
 
-    for model, loss in ((Net(breaks), nn.MSELoss()), (nn.Linear(3, 1), breaks)):
-        with pytest.raises(type(error)) as caught:
+    pair = Net(lambda net, x: (net.layer(x), x))
+    for model, loss in ((Net(breaks), nn.MSELoss()), (nn.Linear(3, 1), breaks), (pair, breaks)):
+        with pytest.raises(AttributeError, match="'tuple' object has no attribute 'size'"):
             fit(model, loss, COLUMN)
-        assert caught.value is error
 
 
 def test_inputs_of_a_model_in_double_precision_are_told_what_fits(refused: Callable[..., str]) -> None:
