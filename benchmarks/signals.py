@@ -100,7 +100,7 @@ def attempt(arguments: list[str], plan: Plan, outside: bool = False) -> tuple[in
                 signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
             os.close(reading)
-            sys.stdout, sys.stderr = (open(os.dup2(writing, number), "w", encoding="utf-8") for number in (1, 2))
+            sys.stdout, sys.stderr = (os.fdopen(os.dup2(writing, n), "w", encoding="utf-8") for n in (1, 2))
             os.close(writing)
             Marks.plan = [] if outside else plan
             status = command_line(arguments)

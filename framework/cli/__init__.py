@@ -79,26 +79,26 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     options = [argument for argument in rest if argument not in ("-v", "--verbose")]  # main has seen it
     commands = verbs()
-    if first in (*VERBS, *commands):
-        from framework.cli.options import parse
-
-        own = importlib.import_module(f"framework.cli.{VERBS[first]}") if first in VERBS else None
-        verb = getattr(own, first) if own else _loaded(commands[first])
-        return int(parse(verb, options, f"python -m framework {first}") or 0)
-    if first.startswith("-"):
-        raise UsageError(f"the recipe comes first: python -m framework RECIPE {first} ...")
+    module = VERBS.get(first, "" if first in commands else "train")
     from framework.modules import installed, uncollected
 
-    if not Path(first).suffix and not Path(first).exists():
+    if module == "train":
+        if first.startswith("-"):
+            raise UsageError(f"the recipe comes first: python -m framework RECIPE {first} ...")
         known = [*VERBS, *commands, *installed()]
-        if first not in known:
+        if not Path(first).suffix and not Path(first).exists() and first not in known:
             raise UsageError(f"{first!r} is neither a verb nor a recipe.{did_you_mean(first, known)}")
     first_time = "torch" not in sys.modules
     with uncollected():
-        from framework.cli.train import train
+        own = importlib.import_module(f"framework.cli.{module or 'options'}")
     if first_time:  # what stays to the end need not be looked through at the end either, which is half a second
         gc.freeze()
-    return train(first, rest)
+    if module == "train":
+        return int(own.train(first, rest))
+    from framework.cli.options import parse
+
+    verb = getattr(own, first) if module else _loaded(commands[first])
+    return int(parse(verb, options, f"python -m framework {first}") or 0)
 
 
 def verbs() -> dict[str, importlib.metadata.EntryPoint]:

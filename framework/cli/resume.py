@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from framework.cli import rundir
@@ -38,7 +38,7 @@ def resume(
     return rundir.STOPS.get(signals.received, 0)
 
 
-def _given(run: Path, recorded: Iterable[str], given: Iterable[str]) -> list[str]:
+def _given(run: Path, recorded: Sequence[str], given: Sequence[str]) -> list[str]:
     """The plugins that a run was given, and those it is given now; `no:FILE` leaves out one of its files.
 
     Raises:

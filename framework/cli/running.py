@@ -127,9 +127,7 @@ def perform(job: Job, run_dir: str | Path | None) -> Any:
 def _drawn_on(lab: Lab, device: str, extra: Iterable[Any]) -> torch.device:
     """The CPU, for a recipe that trains nothing; what it cannot use is refused."""
     unused = [f"--device {device}"] if device not in ("auto", "cpu") else []
-    for spec in extra:
-        if not isinstance(spec, Listed) and spec not in [f"no:{name}" for name in default_names()]:
-            unused.append(f"-p {spec}")
+    unused += [f"-p {spec}" for spec in extra if spec not in [f"no:{name}" for name in default_names()]]
     if unused:
         raise UsageError(f"the recipe {lab.name} trains nothing: leave out {', '.join(unused)}")
     return torch.device("cpu")

@@ -13,7 +13,7 @@ from typing import Annotated
 import tyro
 
 from framework.cli.options import Plugins
-from framework.discovery import Listed, available, find, origin
+from framework.discovery import available, find, origin
 from framework.errors import PluginError, RecipeError, UsageError
 from framework.hooks import HOOKS
 from framework.modules import RECIPES, installed, installed_file
@@ -46,13 +46,10 @@ def plugins(
             print(f"{name:<16} {origin(point):<26} broken: {'; '.join(findings)}")
             continue
         state = "default" if name in active else "available"
-        print(f"{name:<16} {origin(point):<26} {state:<9}  {_summary(found)}")
+        summary = (found.plugin.__doc__ or "").strip().partition("\n")[0]
+        print(f"{name:<16} {origin(point):<26} {state:<9}  {summary}")
         print(f"{'':<16} {'':<26} {'':<9}  {', '.join(impl.hook.name for impl in impls)}")
     return 0
-
-
-def _summary(listed: Listed) -> str:
-    return (listed.plugin.__doc__ or "").strip().partition("\n")[0]
 
 
 def _print_order(recipe: str, extra: tuple[str, ...]) -> None:
@@ -115,14 +112,9 @@ def recipes(copy: str = "") -> int:
         return 0
     course = importlib.import_module(RECIPES).COURSE
     for name in (*course, *(name for name in names if name not in course)):
-        documentation = _documentation(name)
+        documentation = ast.get_docstring(ast.parse(installed_file(name).read_text(encoding="utf-8"))) or ""
         lab, _, title = documentation.partition("\n")[0].partition(": ")
         print(f"{name:<25} {lab:<10} {title.removesuffix('.')}")
         for figure in re.findall(r"^Expect: (.+)$", documentation, flags=re.MULTILINE):
             print(f"  expect {figure.removesuffix('.')}")
     return 0
-
-
-def _documentation(name: str) -> str:
-    """The docstring of an installed recipe, which is read, not imported."""
-    return ast.get_docstring(ast.parse(installed_file(name).read_text(encoding="utf-8"))) or ""

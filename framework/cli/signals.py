@@ -45,13 +45,13 @@ class Signals:
     def __init__(self) -> None:
         self.received = ""  # why the run is to stop
         self._asked = False  # whether SIGUSR1 waits to be told that it is saved
-        self._saved = -1  # the step of the last checkpoint
         self._trainer: Any = None
         self._before: dict[int, Any] = {}
         self._stacks: BinaryIO | None = None
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        self._trainer, self._process, self._saved = trainer, os.getpid(), -1
+        self._trainer, self._process = trainer, os.getpid()
+        self._saved = -1  # the step of the last checkpoint
         if threading.current_thread() is threading.main_thread():
             for number in filter(None, (getattr(signal, name, None) for name in (*REASONS, "SIGUSR1"))):
                 before = signal.getsignal(number)

@@ -15,14 +15,10 @@ from framework.errors import DataError
 from framework.mistakes.labels import out_of_range, reach
 
 # Functions that take (output, target) of one shape; torch only warns, or not even that, when the shapes differ.
-_SAME_SHAPE = {
-    "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "gaussian_nll_loss", "poisson_nll_loss", "kl_div",
-    "binary_cross_entropy", "binary_cross_entropy_with_logits", "soft_margin_loss",
-}  # fmt: skip
-_ARITHMETIC = {
-    "sub", "rsub", "add", "mul", "div", "pow", "subtract", "multiply", "divide", "true_divide", "maximum", "minimum",
-    "__sub__", "__rsub__", "__add__", "__mul__",
-}  # fmt: skip
+_SAME_SHAPE = {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "gaussian_nll_loss", "poisson_nll_loss", "kl_div",
+               "binary_cross_entropy", "binary_cross_entropy_with_logits", "soft_margin_loss"}  # fmt: skip
+_ARITHMETIC = {"sub", "rsub", "add", "mul", "div", "pow", "subtract", "multiply", "divide", "true_divide", "maximum",
+               "minimum", "__sub__", "__rsub__", "__add__", "__mul__"}  # fmt: skip
 
 
 class _Watched(TorchFunctionMode):

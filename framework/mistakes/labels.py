@@ -37,8 +37,8 @@ def _of_wrong_kind(case: Case) -> str | None:
         return f"cross entropy takes a score for each class, (samples, classes); the model gives {tuple(output.shape)}"
     use = "y.argmax(1)" if y.shape == output.shape else "y.long()" if y.dtype != int64 else "y"
     use += ".squeeze(1)" if y.dim() == 2 and y.size(1) == 1 else ""
-    are = f"the labels y are {dtype_of(y)} {tuple(y.shape)}"
-    return f"this loss needs class numbers (int64, shape {(len(output),)}); {are}: use {use}"
+    are = f"the labels y are {dtype_of(y)} {tuple(y.shape)}: use {use}"
+    return f"this loss needs class numbers (int64, shape {(len(output),)}); {are}"
 
 
 def _whole_numbers(case: Case) -> str | None:

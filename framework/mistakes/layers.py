@@ -77,7 +77,6 @@ RULES: tuple[Rule, ...] = (
     (r"does not require grad", _no_gradient),
     (r"object has no attribute|must be Tensor|is not callable|unsupported operand|indices must be", _not_two_tensors),
     (r"more than 1 value", "batch normalization cannot train on one sample: use a larger batch_size or drop_last=True"),
-    (r"missing the required", "a module of the model has no forward: is it misspelt, or indented into __init__?"),
     (r"graph a second time", "a tensor of an earlier step is used with its gradients (a kept state?): detach() it"),
     (r"inplace operation", "a tensor that the gradients need was changed in place (by +=, add_, x[i] = ...): copy it"),
     (r"argument: 'closure'", "this optimizer evaluates the loss several times a step: a plugin must give it a closure"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import re
-import sys
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -71,9 +70,9 @@ def guarded(dataset: Dataset[Any], split: str, workers: int) -> Dataset[Any]:
     if not isinstance(dataset, IterableDataset):
         return Guarded(dataset, split)
     kind = type(dataset)
-    used = {name for f in vars(kind).values() if hasattr(f, "__code__") for name in f.__code__.co_names}
-    asks = "get_worker_info" in used | vars(sys.modules[kind.__module__]).keys()
-    if workers > 1 and kind.__bases__ == (IterableDataset,) and not hasattr(kind, "__len__") and not asks:
+    codes = [function.__code__ for function in vars(kind).values() if hasattr(function, "__code__")]
+    names = {*vars(kind), *(name for code in codes for name in code.co_names)}
+    if workers > 1 and kind.__bases__ == (IterableDataset,) and not names & {"get_worker_info", "__len__"}:
         warnings.warn(f"{split}: {repeated(dataset, workers)}", stacklevel=2)
     return GuardedStream(dataset, split)
 
@@ -126,9 +125,8 @@ def _ended(case: Case) -> str | None:
     with contextlib.suppress(RuntimeError):  # torch raises it, wherever this process is, until the worker is waited for
         for child in multiprocessing.active_children():
             child.join(0.2)
-    said = re.findall(r"exit code -?\d+|signal: \w+", f"{case.error.__cause__ or case.error.__context__} {case.error}")
-    how = f"a worker process of the data set ended{' with ' * bool(said)}{''.join(said[:1])}"
-    return f"{how}; was memory short (see dmesg), or /dev/shm? num_workers=0 shows whether the data set exits by itself"
+    why = "was memory short (see dmesg), or /dev/shm? num_workers=0 shows whether the data set exits by itself"
+    return f"a worker process of the data set ended ({case.error.__cause__ or repr(case.error)}): {why}"
 
 
 def _fetched(case: Case) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -71,7 +72,6 @@ class BestCheckpoint:
         self._is_here = False  # whether the present state is the best, and has not been copied yet
         self._is_handed_over = False  # whether the best was given to be written, and it is not known what came of it
         self._is_on_disk = False
-        self._path: Path | None = None  # of the best, where this fit has written it
 
     def on_fit_start(self, trainer: Trainer) -> None:
         self.monitor.start(trainer)
@@ -95,7 +95,7 @@ class BestCheckpoint:
             self._keep(trainer)
             return
         if self.monitor.update(epoch, metrics):
-            self._row, self._path = dict(metrics), None
+            self._row = dict(metrics)
             self._is_here, self._is_handed_over, self._is_on_disk = True, False, False
         spacing = max(SHORTEST, SPACING * self._duration) if self.every_seconds is None else self.every_seconds
         self._is_due = time.monotonic() - self._last_write >= spacing
@@ -117,7 +117,7 @@ class BestCheckpoint:
         self._started = self._is_handed_over = False
         self._write(trainer)
         if self._row and self._leads:
-            figures = {"monitor": self.monitor.name, "value": self.monitor.best, "path": self._where(trainer)}
+            figures = {"monitor": self.monitor.name, "value": self.monitor.best, "path": self._found(trainer)}
             result.best = {**self._row, **figures}
         if self._best is not None and self.restore_best:
             trainer.model.load_state_dict(self._best.model)
@@ -132,10 +132,10 @@ class BestCheckpoint:
     def on_teardown(self) -> None:
         self._best = self._spare = None  # each may be as large as the model and its optimizer
 
-    def on_checkpoint(self, path: Path) -> None:
+    def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
         """Now it is durable; where checkpoints are written in the background that is some steps later."""
-        if self._is_handed_over and path.name.startswith(self._name):
-            self._path, self._is_on_disk, self._is_handed_over = path, True, False
+        if self._is_handed_over and self._found(trainer) == path:
+            self._is_on_disk, self._is_handed_over = True, False
             self._best = self._best if self.restore_best else None
 
     def _write(self, trainer: Trainer) -> None:
@@ -156,16 +156,17 @@ class BestCheckpoint:
         self._last_write = time.monotonic()
         self._duration = self._last_write - begun
 
-    @property
-    def _name(self) -> str:
-        """How the name of the best's checkpoint begins."""
-        return f"step-{self._row['step']:012d}"
-
-    def _where(self, trainer: Trainer) -> Path | None:
-        """Where the best is. What a fit wrote before it was resumed is known by its step alone."""
-        if self._path is None and self._is_on_disk and trainer.run_dir is not None:
-            return max((trainer.run_dir / "checkpoints").glob(f"{self._name}*"), default=None)
-        return self._path
+    def _found(self, trainer: Trainer) -> Path | None:
+        """The checkpoint of the best, if it is what the label points at."""
+        if trainer.run_dir is None or not self._row:
+            return None
+        directory = trainer.run_dir / "checkpoints"
+        try:
+            name = json.loads((directory / self.label.upper()).read_text(encoding="utf-8"))["name"]
+        except (OSError, ValueError, KeyError, TypeError):  # there is none
+            return None
+        found = directory.glob(f"step-{self._row['step']:012d}*")
+        return next((path for path in found if path.name == name), None)
 
     def state_dict(self) -> dict[str, Any]:
         on_disk = self._is_on_disk or self._is_handed_over

@@ -66,8 +66,6 @@ class Debug:
             compare(before, look(values))
             return answer
 
-        if impl.listed.plugin is self:
-            return function
         return wrap if impl.wrapper else call
 
 
@@ -98,7 +96,6 @@ SHOWN = Rule("changed the {what} in place", "change a clone; the loop and other 
 def _found(model: nn.Module, shown: Mapping[str, Any]) -> Iterator[tuple[Rule, str, Any]]:
     """Everything that is looked at, as it is now: its rule, its name and its value."""
     yield GRADIENTS, "gradients", "enabled" if torch.is_grad_enabled() else "disabled"
-    yield GRADIENTS, "inference mode", "enabled" if torch.is_inference_mode_enabled() else "disabled"
     for name, layer in model.named_modules():
         yield MODE, f"layer {name}" if name else "the model", "train" if layer.training else "eval"
     yield GENERATOR, "Python's", random.getstate()

@@ -405,6 +405,10 @@ def test_a_data_set_that_grows_in_an_epoch_keeps_its_promise() -> None:
     assert len(data) > 4
 
 
+MANY = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # torch's own advice, on a small machine
+
+
+@MANY
 @pytest.mark.parametrize("drop_last", [False, True])
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
 @pytest.mark.parametrize("samples", range(1, 14))
@@ -418,6 +422,7 @@ def test_workers_that_share_a_stream_out_keep_its_promise(
     complete("train", loader, promised(loader), seen)  # which raises nothing, and warns of nothing
 
 
+@MANY
 @pytest.mark.parametrize("workers", [2, 3])
 @pytest.mark.parametrize("samples", [4, 5, 6, 7, 20])
 def test_a_stream_that_every_worker_gave_as_a_whole_is_told(workers: int, samples: int) -> None:

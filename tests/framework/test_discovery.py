@@ -197,7 +197,7 @@ SOUND = "class Theirs:\n    def on_fit_end(self): print('theirs was here')\n"
 BROKEN = {
     "an exception": ("raise RuntimeError('no license')\n", "RuntimeError: no license"),
     "sys.exit()": ("import sys\nsys.exit(3)\n", "SystemExit: 3"),
-    "pytest.skip()": ("import pytest\npytest.skip('not here', allow_module_level=True)\n", "Skipped: not here"),
+    "what is no Exception": ("class Skipped(BaseException): pass\nraise Skipped('not here')\n", "Skipped: not here"),
     "a module that is not there": ("import no_such_module\n", "ModuleNotFoundError: No module named 'no_such_module'"),
     "a mistake": ("class Theirs\n", "SyntaxError: expected ':'"),
     "endless recursion": ("def deeper(): deeper()\ndeeper()\n", "RecursionError: maximum recursion depth"),

@@ -82,6 +82,7 @@ class Fails:
         self.batch = batch
         self.error = error or RuntimeError("the disk fell off")
         self.armed = True
+        self._batches = 0
 
     def on_epoch_start(self, epoch: int) -> None:
         self._batches = 0

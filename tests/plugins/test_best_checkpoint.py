@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -260,3 +261,233 @@ def test_evaluate_outside_a_fit_writes_nothing(tmp_path: Path) -> None:
 
 def test_it_changes_no_bit_of_training(trained: Any, tmp_path: Path) -> None:
     assert trained([BestCheckpoint(every_seconds=0)], tmp_path) == trained([])
+
+
+# ------------------------------------------------------------------------------------------------ every so many steps
+
+
+class Places:
+    """Epochs and steps that were complete at each write."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int]] = []
+
+    def on_checkpoint(self, trainer: Any) -> None:
+        self.seen.append((trainer.epoch, trainer.step))
+
+
+def test_every_steps_writes_inside_of_an_epoch_too(tmp_path: Path, clock: Any) -> None:
+    clock(best_checkpoint)
+    places = Places()
+    trainer = tiny_trainer([BestCheckpoint(every_steps=2), places], run_dir=tmp_path)
+    trainer.fit(tiny_data(), tiny_data(seed=1), epochs=3, batch_size=2)  # three steps an epoch
+    assert places.seen == [(0, 2), (1, 4), (1, 4), (1, 6), (2, 8), (2, 8), (3, 9)]
+    assert [labelled(tmp_path, label).step for label in ("best", "last")] == [9, 9]
+
+
+def test_the_state_after_the_last_epoch_is_written_also_where_its_last_step_was(tmp_path: Path, clock: Any) -> None:
+    clock(best_checkpoint)
+    places = Places()
+    tiny_trainer([BestCheckpoint(every_steps=3), places], run_dir=tmp_path).fit(tiny_data(), epochs=1, batch_size=2)
+    assert places.seen == [(0, 3), (1, 3)]
+    assert labelled(tmp_path, "last").epoch == 1
+
+
+def test_only_every_steps_costs_a_step() -> None:
+    for options, hot in (({}, False), ({"every_steps": 5}, True), ({"every_seconds": 0}, False)):
+        trainer = tiny_trainer([BestCheckpoint(**options)])
+        assert (trainer.plugins.frozen("train").on_batch_end is not None) is hot
+
+
+@pytest.mark.parametrize("every_steps", [0, -1, 2.5, True, "10"])
+def test_an_every_steps_that_is_no_number_of_steps_is_refused(every_steps: Any) -> None:
+    with pytest.raises(UsageError, match=f"every_steps must be a whole number from 1 up, got {every_steps!r}"):
+        BestCheckpoint(every_steps=every_steps)
+
+
+# ------------------------------------------------------------------------------------- in the background, and failing
+
+
+@pytest.mark.parametrize("options", [{"every_seconds": 0}, {"every_steps": 1}, {}], ids=str)
+def test_in_the_background_the_same_is_written(tmp_path: Path, scripted: Any, options: dict[str, Any]) -> None:
+    ends = []
+    for background in (False, True):
+        run_dir = tmp_path / str(background)
+        plugins = [
+            scripted([3, 1, 2, 2], "a_loss", "a"), scripted([1, 2, 9, 3], "b_accuracy", "b"),
+            BestCheckpoint("a_loss", **options), BestCheckpoint("b_accuracy", name="best_b", **options),
+        ]  # fmt: skip
+        trainer = tiny_trainer(plugins, run_dir=run_dir, async_save=background)
+        torch.manual_seed(0)
+        result = trainer.fit(tiny_data(), epochs=4, batch_size=2)
+        assert result.best["path"] == find(run_dir, "best")
+        ends.append([epochs_of(run_dir, "best", "best_b", "last"), {**result.best, "path": None}])
+    assert ends[0] == ends[1]
+    assert ends[0][0] == [2, 3, 4]
+
+
+def test_what_could_not_be_written_is_tried_again(tmp_path: Path, scripted: Any) -> None:
+    class Repairs:
+        def on_epoch_end(self, epoch: int) -> None:
+            if epoch == 2:
+                (tmp_path / "checkpoints").unlink()
+
+    (tmp_path / "checkpoints").write_text("in the way")
+    plugins = [scripted([3, 1, 2, 2]), BestCheckpoint("score_loss", every_seconds=0), Repairs()]
+    trainer = tiny_trainer(plugins, run_dir=tmp_path, on_save_error="continue")
+    with pytest.warns(UserWarning, match="cannot write a checkpoint"):
+        result = trainer.fit(tiny_data(), epochs=4)
+    assert epochs_of(tmp_path, "best", "last") == [2, 4]
+    assert result.best["path"] == find(tmp_path, "best")
+
+
+def test_of_a_best_that_could_never_be_written_there_is_no_path(tmp_path: Path, scripted: Any) -> None:
+    (tmp_path / "checkpoints").write_text("in the way")
+    trainer = tiny_trainer(
+        [scripted([3, 1, 2]), BestCheckpoint("score_loss")], run_dir=tmp_path, on_save_error="continue"
+    )
+    with pytest.warns(UserWarning, match="cannot write a checkpoint"):
+        result = trainer.fit(tiny_data(), epochs=3)
+    assert (result.best["epoch"], result.best["path"]) == (1, None)
+
+
+# ------------------------------------------------------------------------------------------------------------- resumed
+
+
+class Saves:
+    """Saves after a step, and keeps a copy of the run as it is then: what a kill at that instant would leave."""
+
+    def __init__(self, step: int, copy: Path) -> None:
+        self.step, self.copy = step, copy
+
+    def on_batch_end(self, trainer: Any, split: str) -> None:
+        if split == "train" and trainer.step == self.step:
+            trainer.save("now")
+
+    def on_checkpoint(self, trainer: Any, path: Path) -> None:
+        if read(path).step == self.step and find(trainer.run_dir, "now") == path:
+            shutil.copytree(trainer.run_dir, self.copy, ignore=shutil.ignore_patterns("run.lock"), dirs_exist_ok=True)
+
+
+def killed(tmp_path: Path, scripted: Any, values: list[float], step: int, **options: Any) -> tuple[Any, Any, Any]:
+    """The results of a fit that was left alone and of one that was killed after a step and resumed; the checkpoint."""
+    results = []
+    for name in ("alone", "killed"):
+        plugins = [scripted(values), BestCheckpoint("score_loss", **options)]
+        plugins += [Saves(step, tmp_path / "killed")] * (name == "alone")
+        trainer = tiny_trainer(plugins, run_dir=tmp_path / name)
+        resume = None if name == "alone" else tmp_path / name
+        taken = None if resume is None else labelled(resume, "now")
+        result = trainer.fit(tiny_data(), epochs=len(values), batch_size=2, resume=resume)
+        written = [labelled(tmp_path / name, label) for label in ("best", "last")]
+        results.append((result, trainer.model.state_dict(), written))
+    return *results, taken
+
+
+@pytest.mark.parametrize("restore_best", [False, True])
+@pytest.mark.parametrize("every", [None, 0])
+@pytest.mark.parametrize("step", [2, 3, 6, 8])  # three an epoch
+@pytest.mark.parametrize("values", [[4, 1, 2, 3], [1, 2, 3, 4], [3, 1, 2, 0]], ids=str)
+def test_a_resumed_fit_ends_with_the_same_best(
+    oracle: Any, tmp_path: Path, scripted: Any, clock: Any, values: Any, step: int, every: Any, restore_best: bool
+) -> None:
+    clock(best_checkpoint)  # nothing is due by itself
+    alone, other, _ = killed(tmp_path, scripted, values, step, every_seconds=every, restore_best=restore_best)
+    for (result, *_), name in ((alone, "alone"), (other, "killed")):
+        assert result.best["path"] == find(tmp_path / name, "best")
+    oracle.assert_same({**alone[0].best, "path": None}, {**other[0].best, "path": None})
+    oracle.assert_same(alone[1], other[1])
+    for a, b in zip(alone[2], other[2], strict=True):
+        oracle.assert_same([a.epoch, a.step, a.model, a.optimizer], [b.epoch, b.step, b.model, b.optimizer])
+        oracle.assert_same(a.rows, b.rows)
+
+
+def test_a_best_that_is_only_in_memory_is_in_every_other_checkpoint_and_only_once(
+    tmp_path: Path, scripted: Any, clock: Any
+) -> None:
+    clock(best_checkpoint)
+    *_, taken = killed(tmp_path, scripted, [3, 1, 2, 2], 8)
+    kept = taken.plugins["best_checkpoint"]["copy"]
+    assert (kept["epoch"], kept["step"], kept["rows"]) == (2, 6, 2)
+    assert kept["plugins"]["best_checkpoint"]["copy"] == "here"
+    assert [labelled(tmp_path / "alone", label).plugins["best_checkpoint"]["copy"] for label in ("best", "last")] == [
+        "here", None,
+    ]  # fmt: skip
+
+
+def test_a_best_that_is_on_the_disk_is_not_in_other_checkpoints(tmp_path: Path, scripted: Any, clock: Any) -> None:
+    clock(best_checkpoint)
+    *_, taken = killed(tmp_path, scripted, [3, 1, 2, 2], 8, every_seconds=0)
+    assert (taken.plugins["best_checkpoint"]["copy"], taken.plugins["best_checkpoint"]["on_disk"]) == (None, True)
+
+
+def test_of_two_that_write_at_the_same_boundary_the_first_holds_the_best_of_the_second(
+    tmp_path: Path, scripted: Any, clock: Any
+) -> None:
+    clock(best_checkpoint)
+    copy = tmp_path / "killed"
+
+    class Copies:
+        """A kill between the two."""
+
+        def on_checkpoint(self, trainer: Any, path: Path) -> None:
+            if trainer.epoch == 2 and not copy.exists():
+                shutil.copytree(trainer.run_dir, copy, ignore=shutil.ignore_patterns("run.lock"))
+
+    def plugins() -> list[Any]:
+        return [
+            scripted([3, 1, 2, 2], "a_loss", "a"), scripted([4, 1, 2, 2], "b_loss", "b"),
+            BestCheckpoint("a_loss", every_seconds=0), BestCheckpoint("b_loss", name="best_b"),
+        ]  # fmt: skip
+
+    tiny_trainer([*plugins(), Copies()], run_dir=tmp_path / "alone").fit(tiny_data(), epochs=4)
+    assert find(copy, "best_b") is None
+    tiny_trainer(plugins(), run_dir=copy).fit(tiny_data(), epochs=4, resume=copy)
+    assert epochs_of(copy, "best", "best_b", "last") == [2, 2, 4]
+    assert torch.equal(labelled(copy, "best_b").model["weight"], labelled(tmp_path / "alone", "best_b").model["weight"])
+
+
+def test_a_resume_that_fails_before_its_first_step_writes_nothing(tmp_path: Path, clock: Any) -> None:
+    class Refuses:
+        def __init__(self) -> None:
+            self.error: BaseException | None = None
+
+        def on_fit_start(self) -> None:
+            pass
+
+        def state_dict(self) -> dict[str, int]:
+            return {}
+
+        def load_state_dict(self, state: dict[str, int]) -> None:
+            if self.error:
+                raise self.error
+
+    refuses = Refuses()
+    trainer = tiny_trainer([BestCheckpoint(every_seconds=0), refuses], run_dir=tmp_path)
+    trainer.fit(tiny_data(), epochs=2)
+    before = on_disk(tmp_path)
+    refuses.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(tiny_data(), epochs=3, resume=tmp_path)
+    assert on_disk(tmp_path) == before
+
+
+def test_a_fit_that_has_nothing_left_to_do_writes_its_best_and_no_other_last(tmp_path: Path, scripted: Any) -> None:
+    places = Places()
+    trainer = tiny_trainer([scripted([3, 1, 2]), BestCheckpoint("score_loss"), places], run_dir=tmp_path)
+    first = trainer.fit(tiny_data(), epochs=3)
+    again = trainer.fit(tiny_data(), epochs=3, resume=tmp_path)
+    assert len(places.seen) == 2
+    assert again.best == first.best
+
+
+def test_restore_best_needs_a_fit_that_began_with_it(tmp_path: Path, scripted: Any) -> None:
+    tiny_trainer([scripted([3, 1, 2]), BestCheckpoint("score_loss")], run_dir=tmp_path).fit(tiny_data(), epochs=3)
+    trainer = tiny_trainer([scripted([3, 1, 2, 2]), BestCheckpoint("score_loss", restore_best=True)], run_dir=tmp_path)
+    with pytest.raises(CheckpointError, match="the fit had begun without restore_best"):
+        trainer.fit(tiny_data(), epochs=4, resume=tmp_path)
+
+
+def test_a_save_before_any_fit_needs_no_best(tmp_path: Path) -> None:
+    tiny_trainer([BestCheckpoint()], run_dir=tmp_path).save("before")
+    assert labelled(tmp_path, "before").plugins["best_checkpoint"]["copy"] is None

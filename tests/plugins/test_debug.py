@@ -273,6 +273,7 @@ class Careful:
     @wrap
     def prepare_model(self, trainer: Trainer) -> Any:
         torch.backends.cudnn.benchmark = True
+        torch.rand(1)
         return (yield)
 
     def on_teardown(self) -> None:

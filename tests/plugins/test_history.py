@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from framework_plugins.history import History
 
 from framework import RunDirError, read_runs
@@ -55,6 +56,13 @@ def test_without_a_run_dir_nothing_is_written(tmp_path: Path, monkeypatch: pytes
     assert list(tmp_path.iterdir()) == []
 
 
+def test_in_a_trainer_without_a_run_dir_the_file_of_another_is_let_be(tmp_path: Path) -> None:
+    history = History()
+    tiny_trainer([history], run_dir=tmp_path).fit(tiny_data(), epochs=3)
+    tiny_trainer([history]).fit(tiny_data(), epochs=2)
+    assert len(written(tmp_path)) == 3
+
+
 def test_a_file_that_cannot_be_made_is_told_before_the_first_epoch(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").mkdir()
     trainer = tiny_trainer([History()], run_dir=tmp_path)
@@ -88,6 +96,80 @@ def test_the_verbs_read_what_it_wrote(tmp_path: Path) -> None:
     result = tiny_trainer([History()], run_dir=tmp_path).fit(tiny_data(), epochs=2)
     (tmp_path / "run.json").write_text(json.dumps({"label": "a"}), encoding="utf-8")
     assert read_runs(tmp_path)["a"][2] == result.history
+
+
+# ------------------------------------------------------------------------------------------------------------- resumed
+
+
+class StopAt:
+    """Saves and stops after a step."""
+
+    def __init__(self, step: int, then: Any = None) -> None:
+        self.step, self.then = step, then
+
+    def on_batch_end(self, trainer: Any) -> None:
+        if trainer.step == self.step:
+            trainer.save()
+        if trainer.step == (self.then or self.step):
+            trainer.stop("to be resumed")
+
+
+def fitted(run_dir: Path, *plugins: Any, epochs: int = 4, resume: Path | None = None) -> Any:
+    """Three steps an epoch."""
+    torch.manual_seed(0)
+    trainer = tiny_trainer([*plugins, History()], run_dir=run_dir)
+    return trainer.fit(tiny_data(), epochs=epochs, batch_size=2, resume=resume)
+
+
+@pytest.mark.parametrize(("saved", "stopped"), [(2, 2), (3, 3), (4, 11), (5, 12)])
+def test_a_resumed_fit_ends_with_the_bytes_of_the_fit_left_alone(tmp_path: Path, saved: int, stopped: int) -> None:
+    fitted(tmp_path / "alone")
+    fitted(tmp_path, StopAt(saved, stopped))
+    fitted(tmp_path, resume=tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (tmp_path / "alone" / "metrics.jsonl").read_bytes()
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+@pytest.mark.parametrize(
+    ("saved", "seen"),
+    [(4, [[0, 1, 2]] * 2 + [[0, 1]] * 3 + [[0, 1, 2]] * 3),
+     (2, [[0, 1, 2]] + [[0]] * 3 + [[0, 1]] * 3 + [[0, 1, 2]] * 3)],
+)  # fmt: skip
+def test_a_row_of_before_stays_until_there_is_one_of_the_resumed_fit(tmp_path: Path, saved: int, seen: Any) -> None:
+    class Reads:
+        def __init__(self) -> None:
+            self.seen: list[list[int]] = []
+
+        def on_batch_end(self) -> None:
+            self.seen.append([row["epoch"] for row in written(tmp_path)])
+
+    fitted(tmp_path, StopAt(saved, 11))
+    fitted(tmp_path, reads := Reads(), resume=tmp_path)
+    assert reads.seen == seen
+
+
+def test_a_resume_that_fails_loses_no_row(tmp_path: Path, fails: Any) -> None:
+    fitted(tmp_path, StopAt(4, 11))
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(RuntimeError):
+        fitted(tmp_path, fails(epoch=1, batch=1), resume=tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_resumed_fit_that_has_no_row_of_its_own_tells_those_of_its_history(tmp_path: Path) -> None:
+    fitted(tmp_path, StopAt(4, 11))
+    result = fitted(tmp_path, StopAt(5), resume=tmp_path)
+    assert written(tmp_path) == result.history
+    assert len(result.history) == 1
+
+
+def test_rows_that_cannot_be_written_anew_are_told_and_the_old_ones_stay(tmp_path: Path) -> None:
+    fitted(tmp_path, StopAt(4, 11))
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    (tmp_path / ".tmp-metrics.jsonl").mkdir()
+    with pytest.raises(RunDirError, match=r"cannot write .*metrics\.jsonl"):
+        fitted(tmp_path, resume=tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
 def test_evaluate_outside_a_fit_writes_nothing(tmp_path: Path) -> None:

@@ -101,6 +101,7 @@ def test_another_process_is_refused_and_told_who_holds_it(tmp_path: Path) -> Non
     ready, go = os.pipe(), os.pipe()
 
     def holder() -> int:
+        os.close(go[1])  # so that it ends with the test, however that ends
         with lock(tmp_path, "run"):
             os.write(ready[1], b"x")
             os.read(go[0], 1)

@@ -76,6 +76,11 @@ def test_cuda_is_not_replaced_by_something_else_where_there_is_none(lab, refused
         (["evaluate", "nosuch"], "nosuch is not a run directory: it has no run.json"),
         (["evaluate", "lab.py"], "lab.py is not a run directory: it has no run.json"),
         (["predict", "nosuch", "[1]"], "nosuch is not a run directory: it has no run.json"),
+        (["resume", "nosuch"], "nosuch is not a run directory: it has no run.json"),
+        (["resume", "lab.py"], "lab.py is not a run directory: it has no run.json"),
+        (["resume"], "Missing"),
+        (["resum", "x"], "'resum' is neither a verb nor a recipe. Did you mean 'resume'?"),
+        (["resume", "x", "--trust"], "Did you mean --trust-run?"),
         (["plot"], "name at least one run directory"),
         (["plot", "nosuch"], "nosuch is not a run directory"),
         (["compare"], "name at least two run directories"),
@@ -306,13 +311,13 @@ def test_the_overview_names_every_verb_with_a_line(go, arguments) -> None:
     outcome = go(*arguments)
     assert outcome.code == 0
     assert outcome.out.isascii()
-    for verb in ("plugins", "hooks", "recipes", "evaluate", "predict", "plot", "compare", "summary"):
+    for verb in ("plugins", "hooks", "recipes", "evaluate", "predict", "plot", "compare", "summary", "resume"):
         (line,) = [line for line in outcome.out.splitlines() if line.split()[:1] == [verb]]
         assert len(line.split()) > 3
 
 
 @pytest.mark.parametrize(
-    "verb", ["plugins", "hooks", "recipes", "evaluate", "predict", "plot", "compare", "summary"]
+    "verb", ["plugins", "hooks", "recipes", "evaluate", "predict", "plot", "compare", "summary", "resume"]
 )  # fmt: skip
 def test_every_verb_has_help(go, verb) -> None:
     outcome = go(verb, "--help")

@@ -201,13 +201,6 @@ def test_inputs_of_a_model_in_double_precision_are_told_what_fits(refused: Calla
     assert said == "x is float32, the parameters of the model are float64: use model.float() and x.float()"
 
 
-def test_a_module_without_a_forward_is_told(refused: Callable[..., str]) -> None:
-    class Misspelt(nn.Linear):
-        forward = nn.Module.forward
-
-    assert "has no forward" in refused(Misspelt(3, 1), nn.MSELoss(), COLUMN)
-
-
 def test_a_state_that_the_model_keeps_is_told(fit: Callable[..., Any]) -> None:
     class Keeps(nn.Module):
         def __init__(self) -> None:
