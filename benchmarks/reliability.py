@@ -56,7 +56,7 @@ def power_loss(states: int, seed: int) -> int:
 
 
 def kill_points() -> int:
-    command = [sys.executable, "-m", "pytest", "-v", str(TESTS / "test_crash.py"), str(TESTS / "test_faults.py")]
+    command = [sys.executable, "-m", "pytest", "-rP", str(TESTS / "test_crash.py"), str(TESTS / "test_faults.py")]
     return subprocess.run(command, cwd=TESTS.parents[2]).returncode
 
 

@@ -55,7 +55,7 @@ OWN = ["-p", f"{__name__}:Marks"]
 START = ["lab.py", "--run-dir", "run", "--device", "cpu", "-p", "no:plot", "-p", "no:progress", *OWN]
 RESUME = ["resume", "run", *OWN]
 
-Plan = list[tuple[int, signal.Signals]]  # at which call, counted from the first batch on, which signal comes
+Plan = list[tuple[int, signal.Signals]]  # at which call, counted from where the fit begins, which signal comes
 
 
 class Marks:
@@ -66,8 +66,17 @@ class Marks:
     def __init__(self) -> None:
         self.calls = 0
 
-    def on_batch_start(self, trainer: Any) -> None:
-        if self.plan is None:
+    def on_fit_start(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # where a fit is resumed, before anything else happens
+        self.on_epoch_start()
+
+    def on_epoch_start(self) -> None:
+        if not self.plan:
             return
         plan, Marks.plan = self.plan, None
 
@@ -75,8 +84,10 @@ class Marks:
             self.calls += 1
             while plan and self.calls >= plan[0][0]:
                 number = plan.pop(0)[1]
-                os.write(1, f"SENT {number} IN {trainer.step}\n".encode())
+                os.write(1, f"SENT {number} IN {self.trainer.step}\n".encode())
                 os.kill(os.getpid(), number)
+            if not plan:
+                sys.setprofile(None)
 
         sys.setprofile(count)
 
@@ -102,7 +113,7 @@ def attempt(arguments: list[str], plan: Plan, outside: bool = False) -> tuple[in
             os.close(reading)
             sys.stdout, sys.stderr = (os.fdopen(os.dup2(writing, n), "w", encoding="utf-8") for n in (1, 2))
             os.close(writing)
-            Marks.plan = [] if outside else plan
+            Marks.plan = None if outside else plan
             status = command_line(arguments)
         except BaseException:
             traceback.print_exc()
@@ -142,8 +153,8 @@ def wrong(status: int, said: str) -> Iterator[str]:
         yield f"stop reason {info['stop_reason']}"
     ended, last = re.findall(r"END (\d+)", said), find(Path("run"), "last")
     step = int(ended[0]) if ended else -1
-    if last is None or int(last.name.split("-")[1]) != step or info["steps"] != step:
-        yield f"the last checkpoint is {last and last.name}, the last step {step}, run.json says {info['steps']}"
+    if last is None or int(last.name.split("-")[1]) != step or info.get("steps") != step:
+        yield f"the last checkpoint is {last and last.name}, the last step {step}, run.json says {info.get('steps')}"
     if stopped_by and info["stop_reason"] == reason:
         if f"saved step {step}; it is safe to kill" not in said:
             yield "nothing was said of the save"
@@ -154,7 +165,7 @@ def wrong(status: int, said: str) -> Iterator[str]:
 def plan_of(chance: random.Random, calls: int) -> Plan:
     """One signal, or a second one while the first is being honoured."""
     first, second = (signal.SIGINT if chance.random() < 0.3 else chance.choice(ALL) for _ in range(2))
-    at = chance.randrange(calls)
+    at = chance.randrange(calls) if chance.random() < 0.8 else chance.randrange(calls // 50)
     return [(at, first), (at + chance.randrange(calls // 10), second)][: chance.choice([1, 1, 2])]
 
 
@@ -178,11 +189,14 @@ def case(chance: random.Random, calls: int, outside: bool, show: bool) -> tuple[
 
 
 def end() -> dict[str, bytes]:
-    """Every bit of the end of a run."""
+    """Every bit of the end of a run; what best_checkpoint knows to be on the disk depends on the signals."""
     last = find(Path("run"), "last")
     assert last is not None
-    files = [file for file in last.iterdir() if file.name != "MANIFEST.json"]
-    return {file.name: file.read_bytes() for file in (*files, Path("run/metrics.jsonl"))}
+    state = json.loads((last / "state.json").read_text("utf-8"))
+    del state["plugins"]["best_checkpoint"]
+    files = [last / f"{part}.safetensors" for part in ("model", "optimizer", "loop")]
+    found = {file.name: file.read_bytes() for file in (*files, Path("run/metrics.jsonl"))}
+    return {"state.json": json.dumps(state).encode(), **found}
 
 
 @contextlib.contextmanager
@@ -200,7 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # the threads of OpenMP do not live on in a forked process
     with folder():
-        status, said = attempt(START, [])
+        status, said = attempt(START, [(10**9, signal.SIGTERM)])  # only to count the calls
         assert status == 0, said
         wanted, calls = end(), int(said.partition("CALLS ")[2].split()[0])
     sent, failures, began = Counter[str](), 0, time.perf_counter()

@@ -80,6 +80,8 @@ class Trainer:
         self.device = resolve(device)
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.plugins = Plugins(several(plugins), loop.ANSWERS)
+        if one_of("on_plugin_error", on_plugin_error, ("stop", "disable")) == "disable":
+            self.plugins.disable_failing(lambda: f"epoch {self.epoch}, step {self.step}")
         self.prepared = model  # what prepare_model gave; the user's module before that
         self.count = samples or data.count_samples
         self.epochs = self.epoch = self.step = 0
@@ -246,6 +248,7 @@ class Trainer:
         self._run_lock = checkpoint.lock(self.run_dir, by="fit") if self.run_dir else None
         self.epoch = self.step = 0
         self._stop, self._saves, self._later, self.asked = None, [], [], False
+        self.plugins.disabled.clear()
         self.history, self.loaders, self.looked_at = [], {}, set()
         self.prepared = hooks.prepare_model(self, self.model)
         device.place(self.model, self.optimizer, self.device)

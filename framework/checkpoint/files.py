@@ -170,6 +170,8 @@ def make_directory(path: Path) -> None:
     except FileExistsError:
         return
     except FileNotFoundError:
+        if path == path.parent:  # a drive that is not there
+            raise
         make_directory(path.parent)
         system.mkdir(path)
 

@@ -94,7 +94,7 @@ def _contents(snapshot: Snapshot) -> dict[str, list[bytes | memoryview]]:
     held: dict[str, dict[str, Tensor]] = {tree: {} for tree in TREES}
     state: dict[str, Any] = {tree: encode(getattr(snapshot, tree), held[tree], tree) for tree in TREES[1:]}
     state["model"] = [[name, encode(_plain(value), held["model"], name)] for name, value in snapshot.model.items()]
-    state["history"] = encode(snapshot.history(), held["loop"], "history")
+    state["rows"] = encode(snapshot.history(), held["loop"], "rows")
     return {STATE: [codec.text(state)], **{f"{tree}.safetensors": tensors.written(held[tree]) for tree in TREES}}
 
 
@@ -308,7 +308,7 @@ def _load(path: Path) -> Snapshot:
     try:
         state = held.pop(STATE)
         trees = {tree: decode(state.pop(tree), held[f"{tree}.safetensors"]) for tree in TREES}
-        rows = rows_of(decode(state.pop("history"), held["loop.safetensors"]))
+        rows = rows_of(decode(state.pop("rows"), held["loop.safetensors"]))
         trees["model"] = dict(trees["model"])
     except (CheckpointError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise _damaged(f"{STATE}: {error}") from error

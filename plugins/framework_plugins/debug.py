@@ -84,7 +84,7 @@ MODE = Rule(
     frozenset({"prepare_model", "on_split_start", "on_teardown"}),
 )  # fmt: skip
 GENERATOR = Rule(
-    "drew from {what} random generator", "draw from one of its own, as torch.Generator or random.Random", OF_THE_LOOP
+    "drew from {what} random generator", "draw from one of its own, such as a torch.Generator", OF_THE_LOOP
 )
 SETTING = Rule(
     "changed {what} from {was} to {now}", "put it back, or change it in prepare_model until on_teardown",
@@ -111,8 +111,8 @@ def _found(model: nn.Module, shown: Mapping[str, Any]) -> Iterator[tuple[Rule, s
     yield SETTING, "torch.use_deterministic_algorithms", torch.are_deterministic_algorithms_enabled()
     yield SETTING, "torch.backends.cudnn.deterministic", torch.backends.cudnn.deterministic
     yield SETTING, "torch.backends.cudnn.benchmark", torch.backends.cudnn.benchmark
-    for name in {"batch", "output", "loss"} & shown.keys():
-        yield SHOWN, name, [_checksum(tensor) for tensor in _leaves(shown[name])]
+    for name in ("batch", "output", "loss"):
+        yield SHOWN, name, [_checksum(tensor) for tensor in _leaves(shown.get(name))]
 
 
 def _leaves(tree: Any) -> Iterator[Tensor]:
@@ -124,5 +124,5 @@ def _leaves(tree: Any) -> Iterator[Tensor]:
 
 
 def _checksum(tensor: Tensor) -> tuple[torch.Size, str]:
-    numbers = tensor.detach().cpu().to_dense().resolve_conj().reshape(-1).view(torch.uint8)
+    numbers = tensor.cpu().to_dense().resolve_conj().resolve_neg().reshape(-1).view(torch.uint8)
     return tensor.shape, hashlib.sha256(numbers.numpy().tobytes()).hexdigest()

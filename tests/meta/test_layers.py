@@ -12,14 +12,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ORDER = [  # each imports only those before it
-    "errors", "modules", "hooks", "discovery", "plugins", "device", "architecture", "seed",
-    "mistakes.case", "mistakes.labels", "mistakes.layers", "mistakes.samples", "mistakes.memory", "mistakes.nonfinite",
-    "mistakes.passes", "mistakes.first", "mistakes", "data", "metrics", "engine.private", "engine.losses", "engine.prefetch", "engine.vision", "engine.samples",
-    "engine.loader", "engine.optimizers", "engine.step", "engine.graph", "engine.memory", "engine.precision",
-    "engine.engine", "engine", "checkpoint.files", "checkpoint.codec", "checkpoint.tensors", "checkpoint.snapshot",
-    "checkpoint.store", "checkpoint.restore", "checkpoint.place", "checkpoint", "loop", "trainer", "recipe",
-    "testing", "cli.pictures", "cli.rundir", "cli.lab", "cli", "cli.options", "cli.signals", "cli.running", "cli.show",
-    "cli.runs", "cli.train", "cli.resume",
+    "errors", "modules", "hooks", "discovery", "plugins", "device", "architecture", "seed", "mistakes.case",
+    "mistakes.labels", "mistakes.layers", "mistakes.samples", "mistakes.memory", "mistakes.nonfinite",
+    "mistakes.first", "mistakes", "data", "metrics", "engine.private", "engine.losses", "engine.prefetch",
+    "engine.vision", "engine.samples", "engine.loader", "engine.optimizers", "engine.step", "engine.graph",
+    "engine.memory", "engine.precision", "engine.engine", "engine", "checkpoint.files", "checkpoint.runlock",
+    "checkpoint.codec", "checkpoint.tensors", "checkpoint.snapshot", "checkpoint.store", "checkpoint.restore",
+    "checkpoint.place", "checkpoint.writer", "checkpoint", "loop", "trainer", "recipe", "testing", "cli.pictures",
+    "cli.rundir", "cli.lab", "cli", "cli.options", "cli.signals", "cli.running", "cli.show", "cli.runs",
+    "cli.train", "cli.resume",
 ]  # fmt: skip
 
 spec = importlib.util.spec_from_file_location("budget", Path(__file__).with_name("budget.py"))
@@ -119,10 +120,8 @@ def test_no_file_of_the_core_names_a_plugin():
 
 @pytest.mark.parametrize(
     ("folder", "lines"),
-    [
-        ("framework", 1500), ("framework/mistakes", 400), ("framework/engine", 1350), ("framework/checkpoint", 900),
-        ("framework/cli", 1200),
-    ],  # fmt: skip
+    [("framework", 1450), ("framework/mistakes", 400), ("framework/engine", 1350), ("framework/checkpoint", 1120),
+     ("framework/cli", 1200)],
 )
 def test_a_folder_stays_within_its_budget(folder, lines):
     total = sum(len(budget.code_lines(path.read_text("utf-8"))) for path in (ROOT / folder).glob("*.py"))

@@ -20,7 +20,8 @@ OWN = torch.Generator().manual_seed(0)
 
 @pytest.fixture(autouse=True)
 def _settings() -> Iterator[None]:
-    """What a test leaves switched is switched back."""
+    """What a test leaves switched is switched back. NumPy's generator stands where seeding it puts it."""
+    np.random.seed(1)
     yield
     torch.set_grad_enabled(True)
     torch.set_default_dtype(torch.float32)
@@ -113,6 +114,7 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], str, str]] = {
     "torch": (lambda _: torch.rand(1), "drew from torch's random generator ", "draw from one of its own"),
     "torch's seed": (lambda _: torch.manual_seed(7), "drew from torch's random generator ", "draw from one of its own"),
     "python": (lambda _: random.random(), "drew from Python's random generator ", "draw from one of its own"),
+    "numpy's seed": (lambda _: np.random.seed(7), "drew from NumPy's random generator ", "draw from one of its own"),
     "numpy": (lambda _: np.random.rand(), "drew from NumPy's random generator ", "draw from one of its own"),
     "numpy's normal": (lambda _: np.random.randn(), "drew from NumPy's random generator ", "draw from one of its own"),
     "dtype": (
@@ -132,7 +134,7 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], str, str]] = {
         "changed torch.backends.cudnn.benchmark from False to True ", "put it back",
     ),
 }  # fmt: skip
-DRAWS = ("torch", "torch's seed", "python", "numpy", "numpy's normal")
+DRAWS = ("torch", "torch's seed", "python", "numpy", "numpy's seed", "numpy's normal")
 MODES = ("the mode", "a layer's mode")
 SETTINGS = ("dtype", "deterministic", "cudnn.deterministic", "cudnn.benchmark")
 
@@ -204,26 +206,29 @@ def test_a_tensor_that_is_changed_in_place_is_named(argument, split) -> None:
     assert said.endswith("): change a clone; the loop and other plugins use this one")
 
 
-CHANGED: dict[str, tuple[Any, Callable[[Any], Any]]] = {
-    "one bit": (torch.zeros(3), lambda t: t[1:2].copy_(torch.tensor([-0.0]))),
-    "from nan": (torch.full((3,), torch.nan), lambda t: t[0].zero_()),
-    "shape": (torch.zeros(4, 2), lambda t: t.unsqueeze_(0)),
-    "through numpy": (torch.zeros(3), lambda t: t.numpy().fill(1)),
-    "past autograd": (torch.zeros(3), lambda t: t.data.fill_(1)),
-    "int64": (torch.zeros(3, dtype=torch.int64), lambda t: t.add_(1)),
-    "bool": (torch.zeros(3, dtype=torch.bool), lambda t: t.logical_not_()),
-    "bfloat16": (torch.zeros(3, dtype=torch.bfloat16), lambda t: t.add_(1)),
-    "complex": (torch.zeros(3, dtype=torch.complex64).conj(), lambda t: t.add_(1j)),
-    "not contiguous": (torch.zeros(3, 2).t(), lambda t: t[1, 1].add_(1)),
-    "0-dim": (torch.zeros(()), lambda t: t.add_(1)),
+CHANGED: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "one bit": (lambda: torch.zeros(3), lambda t: t[1:2].copy_(torch.tensor([-0.0]))),
+    "from nan": (lambda: torch.full((3,), torch.nan), lambda t: t[0].zero_()),
+    "shape": (lambda: torch.zeros(4, 2), lambda t: t.unsqueeze_(0)),
+    "through numpy": (lambda: torch.zeros(3), lambda t: t.numpy().fill(1)),
+    "past autograd": (lambda: torch.zeros(3), lambda t: t.data.fill_(1)),
+    "with gradients": (lambda: torch.zeros(3, requires_grad=True), lambda t: t.data.fill_(1)),
+    "int64": (lambda: torch.zeros(3, dtype=torch.int64), lambda t: t.add_(1)),
+    "bool": (lambda: torch.zeros(3, dtype=torch.bool), lambda t: t.logical_not_()),
+    "bfloat16": (lambda: torch.zeros(3, dtype=torch.bfloat16), lambda t: t.add_(1)),
+    "conjugate": (lambda: torch.zeros(3, dtype=torch.complex64).conj(), lambda t: t.add_(1j)),
+    "negative": (lambda: torch.zeros(3, dtype=torch.complex64).conj().imag, lambda t: t.add_(1)),
+    "sparse": (lambda: torch.eye(3).to_sparse(), lambda t: t.mul_(2)),
+    "not contiguous": (lambda: torch.zeros(3, 2).t(), lambda t: t[1, 1].add_(1)),
+    "0-dim": (lambda: torch.zeros(()), lambda t: t.add_(1)),
 }
 
 
 @pytest.mark.parametrize("nest", [lambda t: t, lambda t: [t], lambda t: {"a": (t, 3)}, lambda t: (None, [{"b": t}])])
 @pytest.mark.parametrize("case", CHANGED)
 def test_a_change_of_any_tensor_in_a_batch_of_any_shape_is_seen(case, nest) -> None:
-    value, change = CHANGED[case]
-    value, does = value.clone(), [torch.clone]
+    make, change = CHANGED[case]
+    value, does = make(), [torch.clone]
     trainer = tiny_trainer([named("culprit", on_batch_start=lambda self, batch: does[-1](value)), "debug"])
     fit(trainer)
     on_batch_start = trainer.plugins.frozen("train").on_batch_start

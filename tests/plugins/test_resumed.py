@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,3 +125,14 @@ def test_stopped_and_resumed_it_leaves_what_it_leaves_alone(oracle: Any, tmp_pat
         if "LAST" not in alone[3]:
             del resumed[3]["LAST"]  # of what has stopped it
         oracle.assert_same(alone, resumed, f"after step {step}")
+
+
+@pytest.mark.parametrize("step", [2, 4])  # inside of the first epoch, and after its last batch
+@pytest.mark.parametrize("name", PLUGINS)
+def test_a_plugin_that_comes_with_the_resume_begins_in_the_middle(tmp_path: Path, name: str, step: int) -> None:
+    features = 2 if name == "decision_boundary" else 4
+    fitted([StopAt(step)], tmp_path, True, features)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the checkpoint has no state of plugin")
+        _, result = fitted(PLUGINS[name](), tmp_path, True, features, resume=tmp_path)
+    assert (result.epochs, result.steps) == (EPOCHS, 4 * EPOCHS)

