@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from framework.data import length, make_loader, windows
+from framework.data import complete, length, make_loader, promised, windows
 from framework.device import apply, place
 from framework.engine import Mean, Step
 from framework.errors import DataError
@@ -85,6 +85,7 @@ def train(trainer: Trainer, loader: Iterable[Any]) -> Mapping[str, float] | None
     step = trainer.engine.step(trainer)
     loss_of, later = _losses(trainer, "train", step)
     pairs = not (hooks.forward or hooks.compute_loss)
+    promise = None if trainer.engine.draws_alone("train") else promised(loader)
     fetched = place.windows(
         trainer, mean, lambda: windows(trainer.engine.batches(trainer, "train", loader, pairs), trainer.accumulate)
     )
@@ -123,7 +124,7 @@ def train(trainer: Trainer, loader: Iterable[Any]) -> Mapping[str, float] | None
             windows_of_all = math.ceil((length(loader) or 0) / trainer.accumulate)
             if trainer.step - place.first < windows_of_all or (not windows_of_all and next(fetched, None) is not None):
                 return None
-    return _figures(trainer, "train", loader, mean)
+    return _figures(trainer, "train", loader, mean, promise)
 
 
 @torch.no_grad()
@@ -135,6 +136,7 @@ def evaluate(trainer: Trainer, split: str, loader: Iterable[Any], taken: Iterabl
     hooks.on_split_start(trainer, split)
     loss_of, later = _losses(trainer, split, step)
     pairs = not (hooks.forward or hooks.compute_loss)
+    promise = None if trainer.engine.draws_alone(split) else promised(loader)
     for batch in trainer.engine.batches(trainer, split, loader, pairs):
         output = None
         trainer.samples, trainer.weight = trainer.count(batch), 1.0
@@ -147,7 +149,7 @@ def evaluate(trainer: Trainer, split: str, loader: Iterable[Any], taken: Iterabl
         if hooks.on_batch_end:
             hooks.on_batch_end(trainer, split, batch, output, loss, trainer.samples)
         loss_of, batch = later, None
-    return _figures(trainer, split, loader, mean, taken)
+    return _figures(trainer, split, loader, mean, promise, taken)
 
 
 def _losses(trainer: Trainer, split: str, step: Step) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
@@ -161,10 +163,11 @@ def _losses(trainer: Trainer, split: str, step: Step) -> tuple[Callable[..., Ten
 
 
 def _figures(
-    trainer: Trainer, split: str, loader: Iterable[Any], mean: Mean, taken: Iterable[str] = ()
+    trainer: Trainer, split: str, loader: Iterable[Any], mean: Mean, promise: Any, taken: Iterable[str] = ()
 ) -> Mapping[str, float]:
     """The mean loss over the samples of all processes, and what the plugins add."""
     mean.flush()
+    complete(split, loader, promise, mean.batches)
     hooks, total, count = trainer.plugins.frozen(split), mean.total, mean.count
     if hooks.reduce is not ANSWERS["reduce"]:
         total, count = trainer.sum(torch.tensor([total, count], dtype=torch.float64)).tolist()

@@ -269,7 +269,7 @@ class Plugins(Mapping[str, Any]):
                     impl.function(*(values[argument] for argument in impl.arguments))
                 except BaseException as error:
                     later = "" if first is None else f" then raised {type(error).__name__}: {error}"
-                    first = first or error
+                    first = error if first is None else first
                     first.add_note(f"{impl.place}{later}")
         return first
 

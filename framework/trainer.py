@@ -318,7 +318,7 @@ class Trainer:
             if impl := self.plugins.blame(error):
                 error.add_note(f"{impl.place}, epoch {self.epoch}, step {self.step}")
             elif isinstance(error, NonFiniteError) and self.device.type == "cpu":
-                if cause := mistakes.nonfinite_in(batch):
+                if cause := mistakes.nonfinite_from(self, batch, output):
                     raise NonFiniteError(f"{str(error).partition(';')[0]}; {cause}") from None
             elif found := mistakes.explain(error, self.model, self.loss, batch, output):
                 raise found from error

@@ -29,6 +29,7 @@ Plugins = Annotated[
     tyro.conf.arg(aliases=["-p"], metavar="NAME|FILE|MODULE:CLASS|no:NAME",
                   help="add a plugin, or remove one with no:NAME; repeatable"),
 ]  # fmt: skip
+Trust = tyro.conf.FlagCreatePairsOff[bool]
 Quiet = tyro.conf.FlagCreatePairsOff[Annotated[bool, tyro.conf.arg(aliases=["-q"], help="print nothing but errors")]]
 
 

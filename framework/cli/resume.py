@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from framework.cli import rundir
-from framework.cli.options import Plugins, Quiet
+from framework.cli.options import Plugins, Quiet, Trust
 from framework.cli.running import Job, perform, recorded
 from framework.cli.signals import Signals
 from framework.cli.train import silent
@@ -15,7 +15,7 @@ from framework.errors import RunDirError
 
 
 def resume(
-    run: Path, recipe: str = "", device: str = "", plugin: Plugins = (), trust_run: bool = False, quiet: Quiet = False
+    run: Path, recipe: str = "", device: str = "", plugin: Plugins = (), trust_run: Trust = False, quiet: Quiet = False
 ) -> int:
     """Go on with a run that was stopped, failed or was killed, as if nothing had happened.
 

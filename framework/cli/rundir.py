@@ -207,7 +207,8 @@ def unfinished(path: Path) -> dict[str, Any]:
     if "variants" not in info and not checkpoint.candidates(path):
         anew = ["--config", path / INFO, *(part for spec in info.get("given", []) for part in ("-p", spec))]
         anew += ["--run-dir", path] if info.get("stop_reason") is None else []
-        raise RunDirError(f"{path} has no checkpoint yet; start it again: {command(info.get('file'), *anew)}")
+        again = command(info.get("file") or "RECIPE", *anew)
+        raise RunDirError(f"{path} has no checkpoint yet; start it again: {again}")
     return info
 
 

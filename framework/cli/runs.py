@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from framework.cli.options import Plugins
+from framework.cli.options import Plugins, Trust
 from framework.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from framework.recipe import Recipe
 
 
-def evaluate(run: Path, recipe: str = "", checkpoint: str = "", plugin: Plugins = (), trust_run: bool = False) -> int:
+def evaluate(run: Path, recipe: str = "", checkpoint: str = "", plugin: Plugins = (), trust_run: Trust = False) -> int:
     """The figures of a run's weights on the data of its recipe.
 
     Args:
@@ -41,7 +41,7 @@ def evaluate(run: Path, recipe: str = "", checkpoint: str = "", plugin: Plugins 
 
 
 def predict(
-    run: Path, input: str, recipe: str = "", checkpoint: str = "", plugin: Plugins = (), trust_run: bool = False
+    run: Path, input: str, recipe: str = "", checkpoint: str = "", plugin: Plugins = (), trust_run: Trust = False
 ) -> int:
     """What a run's model says about an input.
 

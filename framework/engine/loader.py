@@ -126,7 +126,7 @@ class InMemory:
         while type(dataset) is data.Subset:
             subsets.append(dataset)
             dataset = dataset.dataset
-        if any("__getitems__" in vars(part) for part in (dataset, *subsets)):
+        if any("__getitems__" in getattr(part, "__dict__", ()) for part in (dataset, *subsets)):
             return f"the {type(dataset).__name__} has a __getitems__ of its own"
         plain = type(dataset) is data.TensorDataset
         columns = tuple(dataset.tensors) if plain else columns_of(dataset)

@@ -124,8 +124,9 @@ class BestCheckpoint:
         yield  # whatever other plugins do at the end sees the restored weights
 
     def on_exception(self, trainer: Trainer, exception: BaseException) -> None:
-        trained = (trainer.epoch, trainer.step) != self._begun_at  # else it may be that not everything was loaded
-        if self._started and trained and not isinstance(exception, CheckpointError):
+        if not self._started or isinstance(exception, CheckpointError):
+            return
+        if (trainer.epoch, trainer.step) != self._begun_at:  # else it may be that not everything was loaded
             self._started = False
             self._write(trainer)
 
