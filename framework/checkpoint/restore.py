@@ -89,7 +89,8 @@ class Resumed:
 
 
 def _load_plugins(trainer: Trainer, states: dict[str, Any]) -> None:
-    known = {name: plugin for name, plugin in trainer.plugins.items() if hasattr(plugin, "load_state_dict")}
+    active = {name: plugin for name, plugin in trainer.plugins.items() if name not in trainer.plugins.disabled}
+    known = {name: plugin for name, plugin in active.items() if hasattr(plugin, "load_state_dict")}
     for name in states.keys() - known.keys():
         warnings.warn(f"the checkpoint has a state of plugin {name!r}, which is not active: left out", stacklevel=3)
     for name, plugin in known.items():
