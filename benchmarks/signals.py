@@ -156,7 +156,7 @@ def wrong(status: int, said: str) -> Iterator[str]:
     if last is None or int(last.name.split("-")[1]) != step or info.get("steps") != step:
         yield f"the last checkpoint is {last and last.name}, the last step {step}, run.json says {info.get('steps')}"
     if stopped_by and info["stop_reason"] == reason:
-        if f"saved step {step}; it is safe to kill" not in said:
+        if f"saved step {step}; it is safe to kill" not in said and f"from step {step} " not in said:
             yield "nothing was said of the save"
         if asked_in >= 0 and step > asked_in + 1:
             yield f"stopped after step {step}, when it was asked to in step {asked_in}"

@@ -122,7 +122,7 @@ def train(trainer: Trainer, loader: Iterable[Any]) -> Mapping[str, float] | None
         batch = None  # an error in the data set is not to be explained with the batch before
         if (trainer.asked or hooks.agree) and trainer.honour():
             windows_of_all = math.ceil((length(loader) or 0) / trainer.accumulate)
-            if trainer.step - place.first < windows_of_all or (not windows_of_all and next(fetched, None) is not None):
+            if trainer.step - place.first < windows_of_all or (not windows_of_all and place.more(trainer, fetched)):
                 return None
     return _figures(trainer, "train", loader, mean, promise)
 

@@ -92,7 +92,7 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.place, self._run_lock = Place(self), None  # type: Place, Any
         forgiving = one_of("on_save_error", on_save_error, ("stop", "continue")) == "continue"
-        self._writer = Writer(async_save, forgiving)
+        self.async_save, self._writer = async_save, Writer(async_save, forgiving)
         self.looked_at: set[str] = set()  # the splits of which a first batch was looked at for mistakes
         self._running = False
         self.asked = False  # whether a stop or a save waits for the next step boundary
@@ -107,7 +107,7 @@ class Trainer:
         drop_last: bool | None = None, *, accumulate: int = 1, num_workers: int = 0, loader: str = "auto",
         cache: bool = False, graph: bool = False, fast: str = "exact", resume: str | Path | None = None,
     ) -> Result:  # fmt: skip
-        """Train from epoch 0, step 0; or from where an earlier fit of the same objects was.
+        """Train from epoch 0, step 0; or from where an earlier fit was, of objects that were made in the same way.
 
         Args:
             train, val: a Dataset, a pair of tensors (x, y), or a DataLoader (then leave out the next three)
@@ -137,15 +137,15 @@ class Trainer:
         self.num_workers = data.positive("num_workers", num_workers, least=0)
         self.engine = Engine(loader, cache, graph, fast)
         resumed = None if resume is None else Resumed(Path(resume))
-        if resumed and self.run_dir is None:
-            self.run_dir = resumed.run_dir
+        self.run_dir = self.run_dir if resumed is None else resumed.goes_on_in(self.run_dir)
+        self._writer.bad = () if resumed is None else resumed.passed_over
         failure: BaseException | None = None
         try:
             with self._explained():
                 self._start(train, val, *sizes, resumed)
                 loop.run(self)
                 self._running, self.place.exact = False, True
-                self._tell_of(self._writer.finished(wait=True))
+                self._tell_of(self._writer.finished(leave=0))
                 seconds = time.monotonic() - started
                 result = Result(self.epoch, self.step, self._stop, self.history, seconds, self.run_dir)
                 self.plugins.frozen("train").on_fit_end(self, result)
@@ -155,11 +155,14 @@ class Trainer:
             self.plugins.tell_each("on_exception", failure, trainer=self, exception=failure)
             raise
         finally:
-            self.engine.close()
-            self._writer.close(failure)
-            if self._run_lock:
-                self._run_lock.close()
-            broken = self.plugins.tell_each("on_teardown", failure, trainer=self)
+            try:  # a Ctrl-C in here leaves the rest to be done all the same
+                self.engine.close()
+                self._writer.close(failure)
+            finally:
+                self._run_lock, held = None, self._run_lock
+                if held:
+                    held.close()
+                broken = self.plugins.tell_each("on_teardown", failure, trainer=self)
             if failure is None and broken is not None:
                 raise broken
 
@@ -245,6 +248,7 @@ class Trainer:
         self, train: Any, val: Any, batch_size: int | None, shuffle: bool, drop_last: bool, resumed: Resumed | None
     ) -> None:
         hooks = self.plugins.frozen("train")
+        self.place.exact = False  # what it was at the end of an earlier fit
         self._run_lock = checkpoint.lock(self.run_dir, by="fit") if self.run_dir else None
         self.epoch = self.step = 0
         self._stop, self._saves, self._later, self.asked = None, [], [], False
@@ -268,11 +272,11 @@ class Trainer:
         if resumed:
             resumed.load(self)
         if self.run_dir:
-            checkpoint.encode(self.plugins.states(), {}, "plugins")  # refuses now what it would refuse in hours
+            checkpoint.storable(self)
 
     def honour(self) -> bool:
         """At a step boundary: do what was asked for; True if the fit is to end."""
-        self.place.exact = True
+        self.place.exact, self.asked = True, False  # first: what is asked from here on waits for the next boundary
         self._tell_of(self._writer.finished())
         later, self._later = self._later, []
         for call in later:
@@ -283,12 +287,15 @@ class Trainer:
         self._stop, self._saves = stop, []
         if saves:
             self._commit(saves)
-        self.place.exact, self.asked = False, stop is not None or self._writer.busy
+        self.place.exact, self.asked = False, self.asked or stop is not None or self._writer.busy
         return stop is not None
 
     def _commit(self, labels: Iterable[str], snapshot: Snapshot | None = None) -> None:
         assert self.run_dir is not None
-        self._tell_of(self._writer.write(snapshot or self.snapshot(), self.run_dir, labels, wait=not self._running))
+        with contextlib.nullcontext() if self._run_lock else checkpoint.lock(self.run_dir, by="fit"):
+            self._tell_of(self._writer.finished())  # before the state is asked for: it may be about what was written
+            taken = snapshot or self.snapshot()
+            self._tell_of(self._writer.write(taken, self.run_dir, labels, wait=not self._running))
 
     def _tell_of(self, paths: Iterable[Path]) -> None:
         for path in paths:

@@ -15,11 +15,12 @@ A `Snapshot` is the whole state in memory; the rest of the program knows only th
 from framework.checkpoint.codec import decode, encode
 from framework.checkpoint.files import write_whole
 from framework.checkpoint.place import Place
-from framework.checkpoint.restore import Resumed, restore_model
+from framework.checkpoint.restore import Resumed, restore_model, storable
 from framework.checkpoint.runlock import lock
 from framework.checkpoint.snapshot import Snapshot, copy, take
 from framework.checkpoint.store import candidates, find, fingerprint, manifest, newest, read, write
 from framework.checkpoint.writer import Writer
 
 __all__ = ["Place", "Resumed", "Snapshot", "Writer", "candidates", "copy", "decode", "encode", "find", "fingerprint",
-           "lock", "manifest", "newest", "read", "restore_model", "take", "write", "write_whole"]  # fmt: skip
+           "lock", "manifest", "newest", "read", "restore_model", "storable", "take", "write",
+           "write_whole"]  # fmt: skip

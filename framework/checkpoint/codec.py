@@ -101,13 +101,13 @@ def _tensor(tensor: Tensor, tensors: dict[str, Tensor] | None, path: str) -> dic
     tag: dict[str, Any] = {"$tensor": path}
     kept = tensor.detach()
     if kept.layout is torch.strided and not kept.is_nested:
-        kept, strides = kept.resolve_conj().resolve_neg(), kept.stride()
+        kept, strides = kept.resolve_conj(), kept.stride()
         # channels_last and its like: the dimensions from the outermost to the innermost, and the memory as it is
         order = sorted(range(kept.ndim), key=lambda dimension: (-strides[dimension], -kept.shape[dimension]))
         turned = kept.permute(order)
         if kept.dtype == torch.complex128:  # safetensors does not know it
             kept, turned, tag = torch.view_as_real(kept), torch.view_as_real(turned), {"$complex128": tag}
-        if order != sorted(order) and kept.numel() and turned.is_contiguous():
+        if order != sorted(order) and turned.is_contiguous():
             kept, tag = turned, {"$order": [order, tag]}
     tensors[path] = kept
     return tag
@@ -184,7 +184,7 @@ def parse(data: bytes, size: int = SIZE) -> Any:
     """
     if len(data) > size:
         raise CheckpointError(f"{len(data):,} bytes of JSON; at most {size:,} are read")
-    outside = re.sub(rb'(?s)"[^"\\]*+(?:\\.[^"\\]*+)*+"', b"", data).translate(_NESTING)  # of strings
+    outside = re.sub(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', b"", data).translate(_NESTING)  # of strings
     if numpy.frombuffer(outside, numpy.int8).cumsum(dtype=numpy.int8).max(initial=0) > DEPTH:  # before it can wrap
         raise CheckpointError(f"JSON that is nested deeper than {DEPTH}")
     try:
@@ -204,6 +204,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _int(told: str) -> int:
+    # int() takes long for long text, where somebody has lifted Python's own limit
     if len(told) > 20 or not -(2**63) <= int(told) < 2**63:
         raise ValueError(f"the number {told:.40}")
     return int(told)

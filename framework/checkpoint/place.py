@@ -9,24 +9,27 @@ save.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
+from torch.nn.parameter import is_lazy
+from torch.utils.data import StackDataset, Subset, TensorDataset
 
 from framework.checkpoint.restore import differing
 from framework.data import Whole, generators, length
-from framework.device import apply, leaves
+from framework.device import apply
 from framework.errors import CheckpointError
-from framework.seed import random_states, set_random_states
+from framework.seed import kept_random_states, random_states, set_random_states
 
 if TYPE_CHECKING:
     from framework.engine import Mean
     from framework.trainer import Trainer
 
+WORKERS = "num_workers"
 ROWS = 64  # of each end of a tensor, looked at to tell whether it is still the same data
 
 
@@ -46,6 +49,7 @@ class Place:
         self._before: dict[str, Any] = {}  # the states of the generators before its first draw
         self._told: dict[str, Any] = {}  # by the checkpoint, until a resumed fit has gone there
         self._optimizer, self._groups = type(trainer.optimizer).__name__, settings(trainer.optimizer)
+        self._shapes = shapes(trainer.optimizer)
         self._facts: dict[str, Any] | None = None
 
     def windows(self, trainer: Trainer, mean: Mean, start: Callable[[], Iterator[Any]]) -> Iterator[Any]:
@@ -63,6 +67,9 @@ class Place:
     def _again(
         self, trainer: Trainer, mean: Mean, start: Callable[[], Iterator[Any]], told: dict[str, Any]
     ) -> Iterator[Any]:
+        sampler: Any = getattr(trainer.loaders["train"], "sampler", None)
+        if told["sampler_epoch"] != getattr(sampler, "epoch", None):  # told by an on_epoch_start, which is not repeated
+            sampler.set_epoch(told["sampler_epoch"])
         if self._before:
             own = generators(trainer.loaders["train"]) if "generators" in self._before else []
             set_random_states(self._before, *own)
@@ -75,6 +82,11 @@ class Place:
             module.training = name not in told["evaluating"]
         return fetched
 
+    def more(self, trainer: Trainer, fetched: Iterator[Any]) -> bool:
+        """Whether the epoch has another window, where only the data knows; no generator has moved afterwards."""
+        with kept_random_states(*_all_generators(trainer)):
+            return next(fetched, None) is not None
+
     def leave(self) -> None:
         """The epoch's pass over train is over."""
         self.inside, self._mean, self._before = False, None, {}
@@ -86,15 +98,18 @@ class Place:
         told: dict[str, Any] = {
             "inside": self.inside, "random": random_states(*_all_generators(trainer)), "data": self._facts,
             "accumulate": trainer.accumulate, "optimizer": self._optimizer, "groups": self._groups,
-            "shapes": shapes(trainer.optimizer),
+            "shapes": self._shapes,
         }  # fmt: skip
-        if self.inside and self._mean is not None:
+        if self._told:  # resumed and not there yet: nothing of the epoch has happened since
+            told |= {name: self._told[name] for name in ("first", "before", "mean", "evaluating", "sampler_epoch")}
+        elif self.inside and self._mean is not None:
             self._mean.flush()
             modules = trainer.prepared.named_modules()
             told |= {
                 "first": self.first, "before": self._before,
                 "mean": [self._mean.total, self._mean.count, self._mean.batches],
                 "evaluating": [name for name, module in modules if not module.training],
+                "sampler_epoch": getattr(getattr(trainer.loaders["train"], "sampler", None), "epoch", None),
             }  # fmt: skip
         return told
 
@@ -111,15 +126,18 @@ class Place:
                 yield from (
                     f"{split}: {name} was {then.get(name)}, now it is {value}"
                     for name, value in there.items()
-                    if then.get(name) != value
+                    if then.get(name) != value and name != WORKERS
                 )
+                if then.get(WORKERS) != there[WORKERS]:
+                    was = f"{split}: {WORKERS} was {then.get(WORKERS)}, now it is {there[WORKERS]}"
+                    warnings.warn(f"{was}: samples that draw random numbers will draw others", stacklevel=4)
         drawn = len(_all_generators(trainer))
         if drawn != len(told["random"]["generators"]):
             yield f"the loaders had {len(told['random']['generators'])} generators of their own, now they have {drawn}"
         if told["optimizer"] != self._optimizer:
             yield f"the optimizer was {told['optimizer']}, now it is {self._optimizer}"
-        elif told["shapes"] != (live := shapes(trainer.optimizer)):
-            yield f"the optimizer's parameters had the shapes {told['shapes']}, group by group, now {live}"
+        elif told["shapes"] != self._shapes:
+            yield f"the optimizer's parameters had the shapes {told['shapes']}, group by group, now {self._shapes}"
         else:
             yield from differing(told["groups"], self._groups, "the optimizer's settings at the start, group")
 
@@ -127,6 +145,11 @@ class Place:
         """Be where a checkpoint was taken; in the middle of an epoch that comes true when its data is asked for."""
         self.inside, self.first = told["inside"], told.get("first", 0)
         self._before, self._told = told.get("before", {}), told if self.inside else {}
+        for split, loader in trainer.loaders.items():
+            if trainer.epoch and getattr(loader, "persistent_workers", False):
+                iter(loader)  # torch draws a seed when it starts them, which had been done when the states were taken
+                kept = f"{split}: persistent_workers=True keeps generators in the workers, which begin anew"
+                warnings.warn(kept, stacklevel=4)
         set_random_states(told["random"], *_all_generators(trainer))
 
 
@@ -140,7 +163,8 @@ def settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 
 def shapes(optimizer: torch.optim.Optimizer) -> list[list[list[int]]]:
     """The shapes of the parameters of each group."""
-    return [[list(parameter.shape) for parameter in group["params"]] for group in optimizer.param_groups]
+    groups = [group["params"] for group in optimizer.param_groups]
+    return [[[] if is_lazy(member) else list(member.shape) for member in members] for members in groups]
 
 
 def _all_generators(trainer: Trainer) -> list[torch.Generator]:
@@ -149,26 +173,39 @@ def _all_generators(trainer: Trainer) -> list[torch.Generator]:
 
 
 def _facts(loader: Any) -> dict[str, Any]:
-    """What shows whether a loader gives the same batches: sizes, the kind of its order, and a look at its tensors."""
+    """What shows whether a loader gives the same batches: sizes, the kind of its order, and a look at its data."""
     dataset, sampler = getattr(loader, "dataset", None), getattr(loader, "sampler", None)
-    tensors = loader.batch if isinstance(loader, Whole) else getattr(dataset, "tensors", None)
-    plain = isinstance(loader, Whole) or type(dataset) is TensorDataset
+    seen = hashlib.sha256()
+    _look_at(loader.batch if isinstance(loader, Whole) else dataset, seen)
     return {
         "the number of samples": loader.samples if isinstance(loader, Whole) else length(dataset),
         "the number of batches": length(loader),
         "batch_size": getattr(loader, "batch_size", None),
         "the order": [type(part).__name__ for part in (sampler, getattr(loader, "batch_sampler", None))],
-        "the SHA-256 of the data": _looked_at(tensors) if plain else None,
+        "the SHA-256 of the data": seen.hexdigest()[:16],
+        WORKERS: getattr(loader, WORKERS, 0),
     }
 
 
-def _looked_at(tensors: Any) -> str:
-    seen = hashlib.sha256()
-    for name, tensor in leaves(tensors):
-        seen.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        for part in (tensor[:ROWS], tensor[-ROWS:]) if tensor.dim() else (tensor,):
+def _look_at(data: Any, seen: Any) -> None:
+    """Both ends of each tensor, and of the row numbers of a Subset; nothing of a data set that makes its samples."""
+    if isinstance(data, Tensor):
+        seen.update(f"{tuple(data.shape)} {data.dtype}".encode())
+        for part in (data[:ROWS], data[-ROWS:]) if data.dim() else (data,):
             seen.update(_bytes(part))
-    return seen.hexdigest()[:16]
+    elif isinstance(data, dict):
+        _look_at([part for pair in data.items() for part in pair], seen)
+    elif isinstance(data, (list, tuple)):
+        for part in data:
+            _look_at(part, seen)
+    elif isinstance(data, str):
+        seen.update(data.encode("utf-8", "backslashreplace"))
+    elif isinstance(data, Subset):
+        ends = [*data.indices[:ROWS], *data.indices[-ROWS:]]
+        seen.update(f"{[int(row) for row in ends]}".encode())
+        _look_at(data.dataset, seen)
+    elif type(data) in (TensorDataset, StackDataset):
+        _look_at(data.tensors if isinstance(data, TensorDataset) else data.datasets, seen)
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Iterator
 from itertools import islice
@@ -11,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from framework.checkpoint.codec import encode
 from framework.checkpoint.snapshot import Snapshot, copy
-from framework.checkpoint.store import newest, read
+from framework.checkpoint.store import MANIFEST, candidates, newest, read
 from framework.device import apply, dtype_of
-from framework.errors import CheckpointError
+from framework.errors import CheckpointError, UsageError
+from framework.seed import random_states, set_random_states
 
 if TYPE_CHECKING:
     from framework.trainer import Trainer
@@ -34,13 +38,30 @@ class Resumed:
     """
 
     def __init__(self, source: Path) -> None:
-        if (source / "checkpoints").is_dir():
-            self.path, self.snapshot, passed_over = newest(source)
-            for reason in passed_over:
+        self.run_dir: Path | None = source
+        if (source / "checkpoints").is_dir() or not (source / MANIFEST).exists():
+            self.path, self.snapshot, reasons = newest(source)
+            for reason in reasons:
                 warnings.warn(reason, stacklevel=4)
         else:
             self.path, self.snapshot = source, read(source)
-        self.run_dir = self.path.parent.parent
+            folder = Path(os.path.abspath(source)).parent
+            self.run_dir = folder.parent if folder.name == "checkpoints" else None
+        there = [path.name for path in candidates(self.run_dir)] if self.run_dir else []
+        self.passed_over = there[: there.index(self.path.name)] if self.path.name in there else []
+
+    def goes_on_in(self, run_dir: Path | None) -> Path:
+        """The run directory of the fit: that of the checkpoint, or for one without a run the one that was given.
+
+        Raises:
+            UsageError: another one was given, or none where one is needed
+        """
+        goes_on_in = run_dir or self.run_dir
+        if goes_on_in is None:
+            raise UsageError(f"{self.path} is in no run directory: give the Trainer a run_dir to go on in")
+        if self.run_dir and run_dir and os.path.realpath(self.run_dir) != os.path.realpath(run_dir):
+            raise UsageError(f"{self.path} goes on in its own run directory: leave out run_dir={str(run_dir)!r}")
+        return goes_on_in
 
     def check(self, trainer: Trainer) -> None:
         """Compare everything before anything is changed; then set the counters and the history.
@@ -49,6 +70,8 @@ class Resumed:
             CheckpointError: it is of another fit, with the first differences
         """
         snapshot, loop = self.snapshot, self.snapshot.loop
+        if any(map(is_lazy, (*trainer.model.parameters(), *trainer.model.buffers()))):
+            raise CheckpointError("the model has lazy layers without a shape: give it one batch, then resume")
         if not loop:
             raise CheckpointError(f"{self.path} tells no place in a fit: it was not written by one")
         found = [*_unlike(trainer.model, snapshot), *trainer.place.differences(trainer, loop)]
@@ -68,24 +91,29 @@ class Resumed:
             CheckpointError: a plugin refuses its state, or what is in memory then is not what was saved
         """
         model, optimizer, states = trainer.model, trainer.optimizer, self.snapshot.plugins
-        before = copy(model.state_dict()), copy(optimizer.state_dict())
+        before = copy([model.state_dict(), optimizer.state_dict(), trainer.plugins.states()]), random_states()
         try:
-            model.load_state_dict(self.snapshot.model)
+            put_weights(model, self.snapshot.model)
             _load_plugins(trainer, states)
-            load_optimizer(optimizer, self.snapshot.optimizer)
+            put_optimizer(optimizer, self.snapshot.optimizer)
             live = {"model": dict(model.state_dict()), "optimizer": optimizer.state_dict()}
             wanted = {"model": dict(self.snapshot.model), "optimizer": self.snapshot.optimizer}
             if wrong := [*islice(differing(wanted, live), SHOWN)]:
                 raise CheckpointError(f"what {self.path} holds cannot be put back as it was: {'; '.join(wrong)}")
+            trainer.place.go(trainer, self.snapshot.loop)
         except BaseException:
-            model.load_state_dict(before[0])
-            optimizer.load_state_dict(before[1])
+            put_weights(model, before[0][0])
+            put_optimizer(optimizer, before[0][1])
+            trainer.epoch, trainer.step, trainer.history = 0, 0, []
+            set_random_states(before[1])
+            for name, state in before[0][2].items():
+                with contextlib.suppress(Exception):  # the one that refuses its state may refuse this too
+                    trainer.plugins[name].load_state_dict(state)
             raise
         now = trainer.plugins.states()
         for name in states.keys() & now.keys():
             for wrong_one in islice(differing(states[name], now[name], name), 1):
                 warnings.warn(f"the state of plugin {name!r} was not put back as it was: {wrong_one}", stacklevel=2)
-        trainer.place.go(trainer, self.snapshot.loop)
 
 
 def _load_plugins(trainer: Trainer, states: dict[str, Any]) -> None:
@@ -104,15 +132,49 @@ def _load_plugins(trainer: Trainer, states: dict[str, Any]) -> None:
             raise CheckpointError(f"plugin {name!r} cannot take the state that was saved: {said}") from error
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Its own load_state_dict, without what that changes: it casts what it keeps to the dtype of the parameter."""
+def put_weights(model: nn.Module, weights: dict[str, Any]) -> None:
+    """Load weights as those of the present version of each module, which a plain dict does not tell."""
+    told = model.state_dict()
+    told.update(weights)
+    model.load_state_dict(told)
+
+
+def put_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Its own load_state_dict, without two things that does: casting what is kept to the dtype of the parameter, and
+    making new groups, so that whoever holds one would change it for nothing.
+
+    Raises:
+        CheckpointError: it has other groups of parameters by now
+    """
+    groups = optimizer.param_groups
+    if [len(group["params"]) for group in groups] != [len(group["params"]) for group in state["param_groups"]]:
+        raise CheckpointError(
+            f"the optimizer had {len(state['param_groups'])} groups of parameters when it was saved, now it has "
+            f"{len(groups)}, or of another length: a plugin that adds groups must do so in load_state_dict too"
+        )
     optimizer.load_state_dict(copy(state))
-    members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for kept, made in zip(groups, optimizer.param_groups, strict=True):
+        kept.clear()
+        kept.update(made)
+    optimizer.param_groups[:] = groups
+    members = [parameter for group in groups for parameter in group["params"]]
     for index, saved in state["state"].items():
         live = optimizer.state[members[index]]
         for name, value in saved.items():
             if isinstance(value, Tensor) and name in live and live[name].dtype != value.dtype:
                 live[name] = value.to(live[name].device, copy=True)
+
+
+def storable(trainer: Trainer) -> None:
+    """Refuse at the start what would be refused at the first save, hours later.
+
+    Raises:
+        CheckpointError: a value of a plugin, the model or the optimizer that a checkpoint cannot hold
+    """
+    extra = {name: value for name, value in trainer.model.state_dict().items() if not isinstance(value, Tensor)}
+    groups = trainer.optimizer.state_dict().get("param_groups", [])
+    for name, tree in (("plugins", trainer.plugins.states()), ("model", extra), ("optimizer", groups)):
+        encode(tree, {}, name)
 
 
 def restore_model(snapshot: Snapshot, model: nn.Module) -> None:
@@ -123,7 +185,7 @@ def restore_model(snapshot: Snapshot, model: nn.Module) -> None:
     """
     if found := [*_unlike(model, snapshot)]:
         raise CheckpointError("the checkpoint is of another model: " + "; ".join(found[:SHOWN]))
-    model.load_state_dict(snapshot.model)
+    put_weights(model, snapshot.model)
 
 
 def _unlike(model: nn.Module, snapshot: Snapshot) -> Iterator[str]:

@@ -51,7 +51,7 @@ class Signals:
 
     def on_fit_start(self, trainer: Trainer) -> None:
         self._trainer, self._process = trainer, os.getpid()
-        self._saved = -1  # the step of the last checkpoint
+        self._saved = trainer.step or -1  # the step of the last checkpoint
         if threading.current_thread() is threading.main_thread():
             for number in filter(None, (getattr(signal, name, None) for name in (*REASONS, "SIGUSR1"))):
                 before = signal.getsignal(number)

@@ -20,8 +20,9 @@ def devices(case: Case) -> str | None:
         where.setdefault(str(tensor.device), f"{name} is on {tensor.device}")
     if "meta" in where and len(where) == 1:
         return f"{where['meta']}, which holds no data: build the model on a real device"
-    rule = ": everything in one step must be on the same device"
-    return " and ".join(where.values()) + rule if len(where) > 1 else None
+    if len(where) > 1:
+        return " and ".join(where.values()) + ": everything in one step must be on the same device"
+    return f"a tensor is made elsewhere, use device=x.device: {case.error}" if "xpected" in str(case.error) else None
 
 
 def _layer(case: Case) -> str | None:

@@ -70,7 +70,6 @@ class BestCheckpoint:
         self._best: Snapshot | None = None  # a copy, until it is on the disk
         self._spare: Snapshot | None = None  # an earlier best, whose memory the next one takes
         self._is_here = False  # whether the present state is the best, and has not been copied yet
-        self._is_handed_over = False  # whether the best was given to be written, and it is not known what came of it
         self._is_on_disk = False
 
     def on_fit_start(self, trainer: Trainer) -> None:
@@ -79,7 +78,8 @@ class BestCheckpoint:
         self._leads = next(p for p in trainer.plugins.values() if isinstance(p, BestCheckpoint)) is self
         self._started, self._asked_for, self._is_due = True, False, False
         self._rows = trainer.history
-        self._begun_at = self._written_at = trainer.epoch, trainer.step
+        self._begun_at = trainer.epoch, trainer.step
+        self._written_at: tuple[int, int] | None = self._begun_at  # where the last checkpoint is of
         self._duration = 0.0
         self._last_write = time.monotonic()
         if trainer.step:  # resumed, maybe from the best itself; everything is loaded by then
@@ -95,8 +95,7 @@ class BestCheckpoint:
             self._keep(trainer)
             return
         if self.monitor.update(epoch, metrics):
-            self._row = dict(metrics)
-            self._is_here, self._is_handed_over, self._is_on_disk = True, False, False
+            self._row, self._is_here, self._is_on_disk = dict(metrics), True, False
         spacing = max(SHORTEST, SPACING * self._duration) if self.every_seconds is None else self.every_seconds
         self._is_due = time.monotonic() - self._last_write >= spacing
         self._asked_for = self._is_here or self._is_due
@@ -114,29 +113,35 @@ class BestCheckpoint:
 
     @hookimpl(wrapper=True)
     def on_fit_end(self, trainer: Trainer, result: Result) -> Iterator[None]:
-        self._started = self._is_handed_over = False
+        self._started = False
+        if self._labelled(trainer, "last", trainer.step) is None:
+            self._written_at = None  # it failed, or this fit had nothing to do
         self._write(trainer)
         if self._row and self._leads:
-            figures = {"monitor": self.monitor.name, "value": self.monitor.best, "path": self._found(trainer)}
+            path = self._labelled(trainer, self.label, self._row["step"])
+            figures = {"monitor": self.monitor.name, "value": self.monitor.best, "path": path}
             result.best = {**self._row, **figures}
         if self._best is not None and self.restore_best:
-            trainer.model.load_state_dict(self._best.model)
+            weights = trainer.model.state_dict()  # it also tells which version of each module these are
+            weights.update(self._best.model)
+            trainer.model.load_state_dict(weights)
         yield  # whatever other plugins do at the end sees the restored weights
 
     def on_exception(self, trainer: Trainer, exception: BaseException) -> None:
         if not self._started or isinstance(exception, CheckpointError):
             return
-        if (trainer.epoch, trainer.step) != self._begun_at:  # else it may be that not everything was loaded
+        if trainer.step > self._begun_at[1]:  # else it may be that not everything was loaded
             self._started = False
             self._write(trainer)
 
     def on_teardown(self) -> None:
+        self._started = False  # a fit that fails before it has begun has nothing to write
         self._best = self._spare = None  # each may be as large as the model and its optimizer
 
     def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
         """Now it is durable; where checkpoints are written in the background that is some steps later."""
-        if self._is_handed_over and self._found(trainer) == path:
-            self._is_on_disk, self._is_handed_over = True, False
+        if self._row and self._labelled(trainer, self.label, self._row["step"]) == path:
+            self._is_on_disk = True
             self._best = self._best if self.restore_best else None
 
     def _write(self, trainer: Trainer) -> None:
@@ -145,37 +150,39 @@ class BestCheckpoint:
             return
         begun, place = time.monotonic(), (trainer.epoch, trainer.step)
         last = ["last"] if self._leads and self._written_at != place else []
-        if self._best is not None and not (self._is_on_disk or self._is_handed_over):
-            together = (self._best.epoch, self._best.step) == place  # then one checkpoint has both labels
-            self._is_handed_over = True
+        if self._best is not None and not self._is_on_disk:
+            together = self._best.step == trainer.step  # then one checkpoint has both labels
             trainer.save([self.label, *last] if together else self.label, self._best)
             last = [] if together else last
         if last:
             trainer.save(last, trainer.snapshot())
-            self._is_handed_over = False  # one is written after another: if it has not been told by now, it failed
         self._written_at = place
         self._last_write = time.monotonic()
         self._duration = self._last_write - begun
 
-    def _found(self, trainer: Trainer) -> Path | None:
-        """The checkpoint of the best, if it is what the label points at."""
-        if trainer.run_dir is None or not self._row:
+    @staticmethod
+    def _labelled(trainer: Trainer, label: str, step: int) -> Path | None:
+        """The checkpoint that a label points at, if it is of this step."""
+        if trainer.run_dir is None:
             return None
         directory = trainer.run_dir / "checkpoints"
         try:
-            name = json.loads((directory / self.label.upper()).read_text(encoding="utf-8"))["name"]
-        except (OSError, ValueError, KeyError, TypeError):  # there is none
+            name = json.loads((directory / label.upper()).read_text(encoding="utf-8"))["name"]
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        found = directory.glob(f"step-{self._row['step']:012d}*")
-        return next((path for path in found if path.name == name), None)
+        return next((path for path in directory.glob(f"step-{step:012d}*") if path.name == name), None)
 
     def state_dict(self) -> dict[str, Any]:
-        on_disk = self._is_on_disk or self._is_handed_over
         copy: Any = "here" if self._is_here else None
-        if self._best is not None and not self._is_here and (self.restore_best or not on_disk):
+        if self._best is not None and not self._is_here and (self.restore_best or not self._is_on_disk):
             copy = {name: value for name, value in vars(self._best).items() if name != "live"}
             copy["rows"] = self._best.rows[1]
-        return {**self.monitor.state_dict(), "row": self._row, "on_disk": on_disk, "copy": copy}
+            kept = {name: state for name, state in self._best.plugins.items() if isinstance(state, dict)}
+            others = {
+                name: {**state, "copy": None} for name, state in kept.items() if isinstance(state.get("copy"), dict)
+            }
+            copy["plugins"] = {**self._best.plugins, **others}  # else two of them would hold copies of copies of copies
+        return {**self.monitor.state_dict(), "row": self._row, "on_disk": self._is_on_disk, "copy": copy}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         copy = state["copy"]

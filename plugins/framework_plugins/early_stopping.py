@@ -40,20 +40,29 @@ class EarlyStopping:
     def on_fit_start(self, trainer: Trainer) -> None:
         self.monitor.start(trainer)
         self._weights = None
+        if trainer.step:  # resumed, maybe from the very boundary at which it was decided; all is loaded by then
+            trainer.later(lambda: self._decide(trainer))
 
     def on_epoch_end(self, trainer: Trainer, epoch: int, metrics: Mapping[str, Any]) -> None:
         monitor = self.monitor
         if monitor.update(epoch, metrics):
             if self.restore_best:
                 self._weights = copy.deepcopy(trainer.model.state_dict())
-        elif monitor.waited >= self.patience:
+        else:
+            self._decide(trainer)
+
+    def _decide(self, trainer: Trainer) -> None:
+        monitor = self.monitor
+        if monitor.waited >= self.patience:
             epochs = f"{monitor.waited} epoch{'s' * (monitor.waited != 1)}"
             best = "nan in each" if monitor.best is None else f"best {monitor.best:.6g} in epoch {monitor.epoch}"
             trainer.stop(f"{self.name}: {monitor.name} has not improved for {epochs} ({best})")
 
     def on_fit_end(self, trainer: Trainer) -> None:
         if self._weights is not None:
-            trainer.model.load_state_dict(self._weights)
+            weights = trainer.model.state_dict()  # it also tells which version of each module these are
+            weights.update(self._weights)
+            trainer.model.load_state_dict(weights)
 
     def on_teardown(self) -> None:
         self._weights = None

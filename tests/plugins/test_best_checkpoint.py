@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -326,19 +328,60 @@ def test_in_the_background_the_same_is_written(tmp_path: Path, scripted: Any, op
     assert ends[0][0] == [2, 3, 4]
 
 
+@pytest.mark.parametrize("values", [[3, 2, 9, 9], [3, 9, 9, 9]], ids=str)
+def test_what_is_being_written_in_the_background_is_not_taken_for_a_later_best(
+    values: list[float], tmp_path: Path, scripted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released, fsync = threading.Event(), os.fsync
+
+    def slow(descriptor: int) -> None:
+        assert released.wait(60)
+        fsync(descriptor)
+
+    class Disk:
+        """So slow that the first checkpoint takes until the second epoch is over."""
+
+        def on_epoch_end(self, epoch: int) -> None:
+            if epoch == 1:
+                released.set()
+
+    monkeypatch.setattr(os, "fsync", slow)
+    plugins = [scripted(values), BestCheckpoint("score_loss", every_seconds=0), Disk()]
+    tiny_trainer(plugins, run_dir=tmp_path, async_save=True).fit(tiny_data(), epochs=4)
+    assert epochs_of(tmp_path, "best", "last") == [values.index(min(values)) + 1, 4]
+
+
 def test_what_could_not_be_written_is_tried_again(tmp_path: Path, scripted: Any) -> None:
     class Repairs:
         def on_epoch_end(self, epoch: int) -> None:
             if epoch == 2:
                 (tmp_path / "checkpoints").unlink()
+            self.best = find(tmp_path, "best")
 
     (tmp_path / "checkpoints").write_text("in the way")
-    plugins = [scripted([3, 1, 2, 2]), BestCheckpoint("score_loss", every_seconds=0), Repairs()]
+    plugins = [scripted([3, 1, 2, 2, 2]), BestCheckpoint("score_loss", every_seconds=0), repairs := Repairs()]
     trainer = tiny_trainer(plugins, run_dir=tmp_path, on_save_error="continue")
     with pytest.warns(UserWarning, match="cannot write a checkpoint"):
-        result = trainer.fit(tiny_data(), epochs=4)
-    assert epochs_of(tmp_path, "best", "last") == [2, 4]
-    assert result.best["path"] == find(tmp_path, "best")
+        result = trainer.fit(tiny_data(), epochs=5)
+    assert epochs_of(tmp_path, "best", "last") == [2, 5]
+    assert result.best["path"] == find(tmp_path, "best") == repairs.best  # before the end of the fit
+
+
+def test_what_could_not_be_written_at_the_last_boundary_is_tried_again_at_the_end(
+    tmp_path: Path, scripted: Any
+) -> None:
+    class Repairs:
+        def on_epoch_end(self, trainer: Any, epoch: int) -> None:
+            if epoch == 2:
+                trainer.later((tmp_path / "checkpoints").unlink)  # behind the one that writes
+
+    (tmp_path / "checkpoints").write_text("in the way")
+    plugins = [scripted([3, 2, 1]), BestCheckpoint("score_loss", every_seconds=0), Repairs()]
+    trainer = tiny_trainer(plugins, run_dir=tmp_path, on_save_error="continue")
+    with pytest.warns(UserWarning, match="cannot write a checkpoint"):
+        result = trainer.fit(tiny_data(), epochs=3)
+    assert epochs_of(tmp_path, "best", "last") == [3, 3]
+    assert result.best["path"] == find(tmp_path, "last")
 
 
 def test_of_a_best_that_could_never_be_written_there_is_no_path(tmp_path: Path, scripted: Any) -> None:

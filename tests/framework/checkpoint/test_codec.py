@@ -207,6 +207,11 @@ def test_tensors_that_share_memory_come_back_apart() -> None:
     assert [value.tolist() for value in back["b"]] == [[0.0, 1.0, 2.0, 3.0], [1.0, 2.0, 3.0]]
 
 
+def test_an_ordinary_tensor_is_told_by_its_name_alone() -> None:
+    for tensor in (torch.ones(2, 3), torch.ones(()), torch.ones(3, 1, 1), torch.ones(2, 3)[:, :2], torch.ones(4)[::2]):
+        assert encode([tensor], {}) == [{"$tensor": "state.0"}]
+
+
 def test_a_dense_tensor_is_not_copied() -> None:
     four = torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last)
     held: dict[str, Tensor] = {}
@@ -305,6 +310,16 @@ def test_what_is_nested_is_either_refused_at_once_or_comes_back(oracle: Any, kin
     assert "refused" in outcomes
 
 
+def test_what_is_nested_in_a_key_is_either_refused_at_once_or_comes_back() -> None:
+    back, refused = range(1, 27), range(27, 40)
+    for levels in back:
+        tree = {nested(levels, lambda inner: (inner,)): 1}
+        assert there_and_back(tree) == tree
+    for levels in refused:
+        with pytest.raises(CheckpointError, match=r"a key of state.* contains itself, or is nested too deep"):
+            encode({nested(levels, lambda inner: (inner,)): 1}, {})
+
+
 def test_a_tree_that_contains_itself_is_refused() -> None:
     endless: list[Any] = []
     endless.append({"again": (endless,)})
@@ -322,13 +337,15 @@ def test_a_tree_that_contains_itself_is_refused() -> None:
         {"$order": [[0, 0], {"$tensor": "x"}]}, {"$order": [[0], {"$tensor": "x"}]}, {"$order": [[0, 1], 3]},
         {"$order": [[0, 1]]}, {"$order": [[1, 0], {"$tensor": "x"}, 1]}, {"$order": [["0", "1"], {"$tensor": "x"}]},
         {"$order": [[2**62, 0], {"$tensor": "x"}]}, {"$order": {"0": 1}}, {"$order": [[0, -1], {"$tensor": "x"}]},
+        {"$order": [[1, 0, 1], {"$tensor": "x"}]},
         {"$complex128": {"$tensor": "x"}}, {"$complex128": "x"}, {"$complex128": {"$tensor": "odd"}},
         {"$map": 3}, {"$map": [[1]]}, {"$map": [[1, 2, 3]]}, {"$map": [[[1], 2]]}, {"$map": ["ab"]},
         {"$map": [{"a": 1, "b": 2}]}, {"$map": [[1, 2], [1, 3]]}, {"$map": [[1, 2], [True, 3]]}, {"$Counter": {"a": 1}},
         {"$OrderedDict": [["a", 1], ["a", 1]]}, {"$defaultdict": [["a"]]}, {"$tuple": 1}, {"$tuple": {"a": 1}},
         {"$size": ["a"]}, {"$size": [1.5]}, {"$size": [{"$int": "0x8000000000000000"}]}, {"$size": 2},
-         {"$set": [[1]]}, {"$set": "ab"}, {"$frozenset": [{}]},
-        {"$float": "high"}, {"$float": "1.5"}, {"$float": " nan"}, {"$float": None}, {"$float": 1.5}, {"$float": "NaN"},
+        {"$set": [[1]]}, {"$set": "ab"}, {"$frozenset": [{}]},
+        {"$float": "high"}, {"$float": "1.5"}, {"$float": " nan"}, {"$float": None}, {"$float": 1.5},
+        {"$float": 10**400}, {"$float": "NaN"},
         {"$int": "0x1"}, {"$int": 2**63}, {"$int": "9" * 30}, {"$int": "0x" + "F" * 20}, {"$int": "0x0" + "f" * 20},
         {"$int": "0x1_" + "0" * 16}, {"$complex": "1"}, {"$complex": 1}, {"$complex": "1+2j"}, {"$complex": "(1+2j) "},
         {"$bytes": "YWJ"}, {"$bytes": "YWJj\n"}, {"$bytes": "é"}, {"$bytes": 1}, {"$bytes": "YWJ*j"}, {"$bytes": [1]},
@@ -343,6 +360,13 @@ def test_what_the_codec_does_not_make_is_refused(tree: Any) -> None:
     held = {"x": torch.ones(2, 2), "odd": torch.ones(2, 3, dtype=torch.float64)}
     with pytest.raises(CheckpointError, match="a value that no checkpoint has"):
         decode({"around": [tree]}, held)
+
+
+@pytest.mark.parametrize("tree", [{"$device": "x" * 10_000}, {"$dtype": "x" * 10_000}, {"$nosuch": ["x"] * 10_000}])
+def test_what_is_refused_is_told_in_short(tree: Any) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        decode(tree, {})
+    assert len(str(caught.value)) < 300
 
 
 def test_decode_refuses_what_is_nested_deeper_than_any_file() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from framework_plugins.best_checkpoint import BestCheckpoint
+from framework_plugins.early_stopping import EarlyStopping
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, WeightedRandomSampler
 
-from framework import CheckpointError, Trainer
+from framework import CheckpointError, Trainer, UsageError, hookimpl
 from framework.checkpoint import find, read
 from framework.seed import seed_everything
 from framework.testing import Recorder, tiny_data, tiny_trainer
@@ -127,7 +130,8 @@ def test_another_number_of_workers_is_the_same_fit_where_the_data_draws_nothing(
     alone.fit((X, Y), epochs=2, batch_size=3)
     trainer_in(tmp_path, [StopAt(6)]).fit((X, Y), epochs=2, batch_size=3)
     resumed = trainer_in(None)
-    resumed.fit((X, Y), epochs=2, batch_size=3, num_workers=2, resume=tmp_path)
+    with pytest.warns(UserWarning, match="train: num_workers was 0, now it is 2: samples that draw random numbers"):
+        resumed.fit((X, Y), epochs=2, batch_size=3, num_workers=2, resume=tmp_path)
     oracle.assert_same(end(oracle, alone), end(oracle, resumed))
 
 
@@ -615,3 +619,325 @@ def test_rows_come_back_with_their_kinds_and_their_order(oracle: Any, tmp_path: 
     back = trainer_in(None)
     back.fit((X, Y), epochs=4, batch_size=3, resume=tmp_path)
     oracle.assert_same(first.history, back.history)
+
+
+# ------------------------------------------------------------------------------------- requests at awkward moments
+
+
+def test_a_stop_that_is_asked_for_while_a_checkpoint_is_written_is_honoured_at_the_next_step(tmp_path: Path) -> None:
+    class StopsLate:
+        def on_batch_end(self, trainer: Trainer) -> None:
+            if trainer.step == 3:
+                trainer.save()
+
+        def on_checkpoint(self, trainer: Trainer) -> None:
+            trainer.later(lambda: trainer.stop("SIGTERM"))
+
+    result = trainer_in(tmp_path, [StopsLate()]).fit((X, Y), epochs=2, batch_size=2, drop_last=True)
+    assert result.steps == 4
+
+
+def test_a_save_before_the_first_step_of_a_resumed_fit_is_the_place_where_it_was(oracle: Any, tmp_path: Path) -> None:
+    class SavesAtOnce:
+        def on_fit_start(self, trainer: Trainer) -> None:
+            trainer.save()
+            trainer.stop("SIGTERM")
+
+    alone = trainer_in(None)
+    alone.fit(Noisy(), epochs=2, batch_size=3)
+    trainer_in(tmp_path, [StopAt(6)]).fit(Noisy(), epochs=2, batch_size=3)
+    for _ in range(2):
+        trainer_in(None, [SavesAtOnce()]).fit(Noisy(), epochs=2, batch_size=3, resume=tmp_path)
+    resumed = trainer_in(None)
+    resumed.fit(Noisy(), epochs=2, batch_size=3, resume=tmp_path)
+    oracle.assert_same(end(oracle, alone), end(oracle, resumed))
+
+
+def test_a_plugin_s_decision_to_stop_is_not_lost_with_a_kill_after_the_save(tmp_path: Path) -> None:
+    class Killed(BaseException):
+        pass
+
+    class Dies:
+        def on_checkpoint(self, trainer: Trainer) -> None:
+            if trainer.epoch == 3:
+                raise Killed
+
+    class Worse:
+        def on_split_end(self, trainer: Trainer, metrics: Any) -> None:
+            metrics["figure"] = float(trainer.epoch)
+
+        def metric_names(self, split: str) -> list[str]:
+            return ["figure"]
+
+    def made(*more: Any) -> Trainer:
+        stopping = EarlyStopping(monitor="figure", patience=2, mode="min")
+        return trainer_in(tmp_path, [Worse(), stopping, BestCheckpoint("figure", every_seconds=0), *more])
+
+    with pytest.raises(Killed):
+        made(Dies()).fit((X, Y), epochs=9, batch_size=3)
+    result = made().fit((X, Y), epochs=9, batch_size=3, resume=tmp_path)
+    assert result.epochs == 3
+    assert str(result.stop_reason).startswith("early_stopping: figure has not improved")
+
+
+def test_a_stream_that_is_stopped_is_not_asked_for_the_next_batch_at_the_cost_of_its_draws(
+    oracle: Any, tmp_path: Path
+) -> None:
+    class Drawing(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            for _ in range(9):
+                yield torch.randn(3), torch.randn(1)
+
+    alone = trainer_in(None)
+    alone.fit(Drawing(), epochs=2, batch_size=3)
+    stopped = trainer_in(tmp_path, [StopAt(2), BestCheckpoint()])
+    stopped.fit(Drawing(), epochs=2, batch_size=3)
+    stopped.save()
+    resumed = trainer_in(None)
+    with pytest.warns(UserWarning, match="best_checkpoint"):
+        resumed.fit(Drawing(), epochs=2, batch_size=3, resume=tmp_path)
+    oracle.assert_same(end(oracle, alone), end(oracle, resumed))
+
+
+# ------------------------------------------------------------------------------------------------ loaders of one's own
+
+
+@pytest.mark.filterwarnings("ignore:train. persistent_workers")
+@pytest.mark.parametrize("step", [2, 6])
+def test_workers_that_stay_draw_no_seed_more(oracle: Any, tmp_path: Path, step: int) -> None:
+    def loader() -> DataLoader[Any]:
+        return DataLoader(TensorDataset(X, Y), batch_size=3, shuffle=True, num_workers=1, persistent_workers=True)
+
+    alone = trainer_in(None)
+    alone.fit(loader(), epochs=3)
+    trainer_in(tmp_path, [StopAt(step)]).fit(loader(), epochs=3)
+    resumed = trainer_in(None)
+    resumed.fit(loader(), epochs=3, resume=tmp_path)
+    oracle.assert_same(end(oracle, alone), end(oracle, resumed))
+
+
+def test_workers_that_stay_are_told_of(tmp_path: Path) -> None:
+    loader = DataLoader(TensorDataset(X, Y), batch_size=3, num_workers=1, persistent_workers=True)
+    trainer_in(tmp_path, [StopAt(6)]).fit(loader, epochs=2)
+    with pytest.warns(UserWarning, match="train: persistent_workers=True keeps generators in the workers"):
+        trainer_in(None).fit(loader, epochs=2, resume=tmp_path)
+
+
+def test_a_sampler_that_was_told_its_epoch_is_told_again(oracle: Any, tmp_path: Path) -> None:
+    class Sampler(torch.utils.data.Sampler[int]):
+        epoch = 0
+
+        def __len__(self) -> int:
+            return len(X)
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epoch = epoch
+
+        def __iter__(self) -> Iterator[int]:
+            return iter(torch.randperm(len(X), generator=torch.Generator().manual_seed(self.epoch)).tolist())
+
+    class Tells:
+        def on_epoch_start(self, trainer: Trainer, epoch: int) -> None:
+            trainer.loaders["train"].sampler.set_epoch(epoch)
+
+    def loader() -> DataLoader[Any]:
+        return DataLoader(TensorDataset(X, Y), batch_size=3, sampler=Sampler())
+
+    alone = trainer_in(None, [Tells()])
+    alone.fit(loader(), epochs=3)
+    trainer_in(tmp_path, [Tells(), StopAt(6)]).fit(loader(), epochs=3)
+    resumed = trainer_in(None, [Tells()])
+    resumed.fit(loader(), epochs=3, resume=tmp_path)
+    oracle.assert_same(end(oracle, alone), end(oracle, resumed))
+
+
+@pytest.mark.parametrize(
+    ("then", "now"),
+    [
+        (Subset(TensorDataset(X, Y), range(6)), Subset(TensorDataset(X, Y), range(5, 11))),
+        (Subset(TensorDataset(X, Y), [0, 1, 2, 3]), Subset(TensorDataset(X, Y), torch.tensor([0, 1, 2, 4]))),
+        (Subset(TensorDataset(X, Y), [0, 1, 2, 3]), Subset(TensorDataset(X + 1, Y), [0, 1, 2, 3])),
+        (({"a": X}, Y), ({"a": X + 1}, Y)),
+    ],
+)
+def test_other_rows_of_the_same_data_set_are_refused(tmp_path: Path, then: Any, now: Any) -> None:
+    class Forward:
+        @hookimpl
+        def forward(self, model: nn.Module, batch: Any) -> Any:
+            return model(batch[0]["a"] if isinstance(batch[0], dict) else batch[0])
+
+    trainer_in(tmp_path, [Forward(), StopAt(1)]).fit(then, epochs=2, batch_size=2)
+    with pytest.raises(CheckpointError, match="train: the SHA-256 of the data was"):
+        trainer_in(None, [Forward()]).fit(now, epochs=2, batch_size=2, resume=tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------------- all or nothing
+
+
+class Interrupts:
+    """A plugin whose state cannot be loaded, behind one whose state can."""
+
+    def on_fit_start(self) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, int]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_while_loading_leaves_counters_plugins_and_generators_as_they_were(
+    oracle: Any, tmp_path: Path
+) -> None:
+    class Fine(Interrupts):
+        name = "interrupts"
+
+        def load_state_dict(self, state: dict[str, int]) -> None:
+            pass
+
+    trainer_in(tmp_path, [Counts(), Fine(), StopAt(6)]).fit((X, Y), epochs=2, batch_size=3)
+    counts, broken = Counts(), Interrupts()
+    broken.name = "interrupts"  # type: ignore[attr-defined]
+    trainer = trainer_in(None, [counts, broken])
+    before = oracle.random_states()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit((X, Y), epochs=2, batch_size=3, resume=tmp_path)
+    assert (trainer.step, trainer.epoch, trainer.history, counts.batches) == (0, 0, [], 0)
+    oracle.assert_same(before, oracle.random_states())
+
+
+def test_a_group_of_the_optimizer_that_a_plugin_holds_is_the_one_that_is_used(tmp_path: Path) -> None:
+    class Holds:
+        def on_fit_start(self, trainer: Trainer) -> None:
+            self.group = trainer.optimizer.param_groups[0]
+
+    holds = Holds()
+    trainer_in(tmp_path, [Holds(), StopAt(2)]).fit((X, Y), epochs=1, batch_size=3)
+    resumed = trainer_in(None, [holds])
+    resumed.fit((X, Y), epochs=1, batch_size=3, resume=tmp_path)
+    assert resumed.optimizer.param_groups[0] is holds.group
+
+
+def test_weights_of_a_module_with_versions_are_those_of_its_present_one(oracle: Any, tmp_path: Path) -> None:
+    class Versioned(nn.Linear):
+        _version = 2
+
+        def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *rest: Any) -> None:
+            if metadata.get("version", 1) < 2:
+                state[prefix + "weight"] = -state[prefix + "weight"]
+            super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+    def made(plugins: Any, run_dir: Path | None) -> Trainer:
+        seed_everything(0)
+        model = Versioned(3, 1)
+        return Trainer(model, nn.functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.1), plugins=plugins,
+                       device="cpu", run_dir=run_dir)  # fmt: skip
+
+    alone = made([BestCheckpoint(restore_best=True)], None)
+    alone.fit((X, Y), epochs=2, batch_size=3)
+    made([BestCheckpoint(restore_best=True), StopAt(6)], tmp_path).fit((X, Y), epochs=2, batch_size=3)
+    resumed = made([BestCheckpoint(restore_best=True)], None)
+    resumed.fit((X, Y), epochs=2, batch_size=3, resume=tmp_path)
+    oracle.assert_same(end(oracle, alone), end(oracle, resumed))
+
+
+def test_a_lazy_model_is_told_what_it_needs(tmp_path: Path) -> None:
+    def made(plugins: Any) -> Trainer:
+        model = nn.Sequential(nn.LazyLinear(1))
+        return Trainer(model, nn.functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.1), plugins=plugins,
+                       device="cpu", run_dir=tmp_path)  # fmt: skip
+
+    made([StopAt(1)]).fit((X, Y), epochs=2, batch_size=3)
+    with pytest.raises(CheckpointError, match="the model has lazy layers without a shape: give it one batch"):
+        made([]).fit((X, Y), epochs=2, batch_size=3, resume=tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------- run directories
+
+
+def test_a_checkpoint_that_was_passed_over_counts_for_nothing_afterwards(tmp_path: Path) -> None:
+    class EachStep:
+        def on_batch_end(self, trainer: Trainer) -> None:
+            trainer.save()
+            if trainer.step == 3:
+                trainer.stop("to be resumed")
+
+    trainer_in(tmp_path, [EachStep()]).fit((X, Y), epochs=1, batch_size=3)
+    damaged = tmp_path / "checkpoints" / "step-000000000003" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="step-000000000003 is damaged"):
+        trainer_in(None, [StopAt(3)]).fit((X, Y), epochs=1, batch_size=3, resume=tmp_path)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
+    assert "step-000000000002" in names
+    assert "step-000000000003-r1" in names
+
+
+def test_another_run_directory_is_refused_and_a_checkpoint_without_a_run_needs_one(oracle: Any, tmp_path: Path) -> None:
+    run, other, backup = tmp_path / "run", tmp_path / "other", tmp_path / "backups" / "step-000000000003"
+    trainer_in(run, [StopAt(3)]).fit((X, Y), epochs=1, batch_size=3)
+    shutil.copytree(run / "checkpoints" / "step-000000000003", backup)
+    with pytest.raises(UsageError, match="goes on in its own run directory: leave out run_dir="):
+        trainer_in(other).fit((X, Y), epochs=1, batch_size=3, resume=run)
+    with pytest.raises(UsageError, match="is in no run directory: give the Trainer a run_dir"):
+        trainer_in(None).fit((X, Y), epochs=1, batch_size=3, resume=backup)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["backups", "run"]
+    assert trainer_in(other).fit((X, Y), epochs=1, batch_size=3, resume=backup).run_dir == other
+
+
+def test_a_fit_that_is_refused_writes_nothing_for_the_one_before(tmp_path: Path) -> None:
+    trainer = trainer_in(tmp_path, [BestCheckpoint()])
+    trainer.fit((X, Y), epochs=2, batch_size=3)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    with pytest.raises(UsageError):
+        trainer.fit((X[:0], Y[:0]), epochs=2, batch_size=3)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == names
+
+
+def test_a_save_outside_of_a_fit_takes_the_lock(tmp_path: Path) -> None:
+    other = trainer_in(tmp_path)
+
+    class Meanwhile:
+        def on_epoch_end(self) -> None:
+            with pytest.raises(UsageError, match="is in use by"):
+                other.save()
+
+    trainer_in(tmp_path, [Meanwhile()]).fit((X, Y), epochs=1, batch_size=3)
+    other.save()
+
+
+def test_the_lock_is_free_after_a_ctrl_c_in_the_last_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_in(tmp_path, [recorder := Recorder()])
+
+    class Late:
+        def on_fit_end(self) -> None:
+            def close() -> None:
+                monkeypatch.undo()
+                raise KeyboardInterrupt
+
+            monkeypatch.setattr(trainer.engine, "close", close)
+
+    late = trainer_in(tmp_path, [Late(), recorder])
+    trainer = late
+    with pytest.raises(KeyboardInterrupt):
+        late.fit((X, Y), epochs=1, batch_size=3)
+    assert recorder.names[-1] == "on_teardown"
+    late.save()
+
+
+def test_two_that_keep_the_best_in_turns_do_not_keep_each_other_s_copies(tmp_path: Path) -> None:
+    class InTurns:
+        def on_split_end(self, trainer: Trainer, metrics: Any) -> None:
+            even = trainer.epoch % 2 == 0
+            metrics["a"], metrics["b"] = float(-trainer.epoch * even), float(-trainer.epoch * (not even))
+
+        def metric_names(self, split: str) -> list[str]:
+            return ["a", "b"]
+
+    plugins = [
+        InTurns(),
+        *(BestCheckpoint(m, "min", restore_best=True, name=f"best_{m}", every_seconds=1e9) for m in "ab"),
+    ]
+    trainer = trainer_in(tmp_path, plugins)
+    trainer.fit((X, Y), epochs=30, batch_size=11)
+    assert (tmp_path / "checkpoints" / "BEST_B").is_file()

@@ -55,6 +55,7 @@ def views(dtype: torch.dtype) -> dict[str, Tensor]:
     }  # fmt: skip
     if dtype.is_complex:
         made |= {"conj": four.conj(), "neg": four.conj().imag, "conj_part": base[::2].conj()}
+        made |= {"dense_neg": base[:1].conj().imag}
     if dtype.is_floating_point and dtype.itemsize > 1:
         made["parameter"] = nn.Parameter(four)
     return made
@@ -94,6 +95,12 @@ def test_contiguous_tensors_on_the_cpu_are_not_copied() -> None:
     _, piece = written({"a": tensor})
     tensor += 1
     assert bytes(piece) == bytes(tensor.numpy())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_tensors_on_a_gpu_are_written_as_those_on_the_cpu() -> None:
+    tensors = views(torch.complex64)
+    assert file_of({name: tensor.cuda() for name, tensor in tensors.items()}) == file_of(tensors)
 
 
 @pytest.mark.parametrize(
@@ -199,9 +206,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("file", REFUSED.values(), ids=REFUSED)
-def test_what_no_checkpoint_has_is_refused(file: bytes) -> None:
-    with pytest.raises(CheckpointError, match=r"tensor|JSON"):
+def test_what_no_checkpoint_has_is_refused_before_the_official_library_sees_it(
+    file: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(official, "load", None)
+    with pytest.raises(CheckpointError, match=r"tensor|JSON") as caught:
         load(file)
+    assert "safetensors cannot read" not in str(caught.value)
 
 
 def test_every_length_but_the_whole_is_refused() -> None:

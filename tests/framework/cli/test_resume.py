@@ -91,6 +91,20 @@ def test_it_may_be_stopped_and_resumed_again_and_again(lab, fine, go, stopped, m
     assert [session["step"] for session in info()["resumed"]] == [3, 4, 9, 15]
 
 
+def test_a_run_that_is_stopped_again_before_its_first_step_goes_on(lab, fine, go, stopped, monkeypatch) -> None:
+    source = (
+        "import os, signal\ndef state_dict(): return {}\n"
+        "def load_state_dict(state):\n    if 'EARLY' in os.environ: signal.raise_signal(signal.SIGTERM)\n" + STOPPING
+    )
+    fine(lab(source), "--run-dir", "whole")
+    stopped(source)
+    monkeypatch.setenv("EARLY", "")
+    assert [go("resume", RUN).code for _ in range(2)] == [143, 143]
+    monkeypatch.delenv("EARLY")
+    assert go("resume", RUN).code == 0
+    assert end(RUN) == end("whole")
+
+
 def test_a_run_that_failed_goes_on(lab, go, fine) -> None:
     source = "import os\ndef on_epoch_end(epoch):\n    if epoch == 2 and not os.path.exists('mended'): raise KeyError\n"
     assert go(lab(source + STOPPING), *QUICK).code == 1

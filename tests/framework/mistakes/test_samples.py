@@ -72,7 +72,13 @@ def cannot_be_pickled() -> Any:
     raise Local(1, 2)
 
 
+class Lines(Exception):
+    def __repr__(self) -> str:
+        return "Lines(\n    two\n)"
+
+
 FAILURES: dict[str, Callable[[], Any]] = {
+    "Lines( two )": raising(Lines),
     "KeyError('label')": raising(KeyError, "label"),
     "StopIteration()": raising(StopIteration),
     "SystemExit(2)": raising(SystemExit, 2),
