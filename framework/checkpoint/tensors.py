@@ -52,7 +52,8 @@ def _memory(name: str, tensor: Tensor) -> memoryview:
         if tensor.dtype not in _NAMES or tensor.ndim > RANK or name == "__metadata__":
             raise TypeError
         plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-        return plain.reshape(-1).view(torch.uint8).numpy().data
+        flat = plain.as_strided((plain.numel(),), (1,))  # a single number may have any stride, and view minds
+        return flat.view(torch.uint8).numpy().data
     except (TypeError, ValueError, RuntimeError) as error:
         kind = f"{tensor.layout} {tensor.dtype} on {tensor.device}".replace("torch.", "")
         raise CheckpointError(f"{name} is a tensor ({kind}) that a checkpoint cannot hold") from error

@@ -38,7 +38,7 @@ class _Watched(TorchFunctionMode):
         sides = [side for side in (self.output, self.target) if any(a is b for a in given for b in side)]
         if self.differ and len(sides) == 2 and (name in _SAME_SHAPE or (name in _ARITHMETIC and _grows(*given))):
             raise DataError(self._sentence())
-        if len(given) == 2 and given[0] is self.output[0]:
+        if len(given) == 2:
             doubt = _looked_at(name, given[0].detach(), given[1].detach(), kwargs.get("ignore_index", -100))
             if doubt and torch.is_grad_enabled():  # in train, and not again in val
                 warnings.warn(doubt, stacklevel=2)
@@ -69,7 +69,7 @@ def _looked_at(name: str, output: Tensor, target: Tensor, ignored: int) -> str |
     return _SOFTMAXED if _probabilities(output) else None
 
 
-_SOFTMAXED = "the model's outputs are probabilities already (rows sum to 1): leave out softmax, use CrossEntropyLoss"
+_SOFTMAXED = "the loss gets probabilities (rows sum to 1), and takes scores: leave out softmax, use CrossEntropyLoss"
 
 
 def _readable(tensor: Tensor) -> bool:

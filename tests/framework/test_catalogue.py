@@ -620,11 +620,11 @@ LATE = {
 DOUBTS: dict[str, tuple[Callable[[], Any], Words]] = {
     "probabilities for cross entropy": (
         lambda: fit((X, LABELS), layers(nn.Linear(3, 3), nn.Softmax(1)), nn.CrossEntropyLoss()),
-        ("outputs are probabilities already", "leave out softmax"),
+        ("the loss gets probabilities", "leave out softmax"),
     ),
     "probabilities for the negative log-likelihood": (
         lambda: fit((X, LABELS), layers(nn.Linear(3, 3), nn.Softmax(1)), nn.NLLLoss()),
-        ("outputs are probabilities already", "use CrossEntropyLoss"),
+        ("the loss gets probabilities", "use CrossEntropyLoss"),
     ),
     "targets beyond one for logits": (
         lambda: fit((X, Y * 0 + 7), loss=nn.BCEWithLogitsLoss()),

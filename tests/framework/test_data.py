@@ -382,6 +382,7 @@ def test_a_loader_of_torch_promises_its_length(loader: Any, batches: int) -> Non
         DataLoader(Counted(), batch_size=2, sampler=Flat()),
         DataLoader(Counted(), batch_sampler=BatchSampler(Flat(), 2, False)),
         DataLoader(Counted(), batch_sampler=Flat()),
+        DataLoader(Counted(), batch_size=None, sampler=Flat()),
         DataLoader(Stream(5), batch_size=2),
         [(torch.ones(2), torch.ones(2))],
         Whole((torch.ones(2), torch.ones(2))),
@@ -439,6 +440,12 @@ def test_a_stream_that_two_workers_read_as_a_whole_is_told_after_its_first_pass(
         DataError, match=r"train: 6 batches of 2 .* shards itself by torch\.utils\.data\.get_worker_info"
     ):
         tiny_trainer().fit(Long(6, 6), batch_size=2, num_workers=2, epochs=2)
+
+
+def test_workers_that_give_less_than_a_stream_says_are_no_repetition() -> None:
+    loader = DataLoader(Long(4, 40), batch_size=2, num_workers=2)
+    with pytest.warns(UserWarning, match=r"2 batches of 2 came from Long, whose length is 40: correct its __len__"):
+        complete("train", loader, promised(loader), 2)
 
 
 @pytest.mark.parametrize("told", [2, 50])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -173,24 +174,20 @@ def test_it_tells_once_a_stall_and_again_of_the_next_one(dog: Watchdog, capsys: 
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"batch_size": 1}, {"batch_size": 2, "accumulate": 2}, {"batch_size": 5, "epochs": 9}, {"val": tiny_data(9)}],
+    ("options", "hooks"),
+    [
+        ({"batch_size": 1}, ["on_batch_start"]),
+        ({"epochs": 9}, ["on_batch_start"]),
+        ({"batch_size": 1, "accumulate": 9}, ["on_batch_start", "on_batch_end"]),
+        ({"val": DataLoader(torch.utils.data.TensorDataset(*tiny_data(9)), batch_size=1)}, ["on_batch_start"]),
+    ],
 )
 def test_a_fit_that_moves_is_not_told_however_slow_it_is(
-    dog: Watchdog, capsys: pytest.CaptureFixture[str], options: dict[str, Any]
+    dog: Watchdog, capsys: pytest.CaptureFixture[str], options: dict[str, Any], hooks: list[str]
 ) -> None:
-    class Looks:
-        now = 0.0
-
-        def on_batch_start(self) -> None:
-            Looks.now += 6001.0
-            dog.look(Looks.now)
-
-        def on_batch_end(self) -> None:
-            dog.look(Looks.now)
-
-    data = DataLoader(torch.utils.data.TensorDataset(*options.pop("val")), batch_size=1) if "val" in options else None
-    tiny_trainer([dog, Looks()]).fit(tiny_data(), data, **options)
+    clock = count(0, 6001)
+    slow = SimpleNamespace(name="slow", **dict.fromkeys(hooks, lambda: dog.look(next(clock))))
+    tiny_trainer([dog, slow]).fit(tiny_data(), **options)
     assert capsys.readouterr().err == ""
 
 

@@ -37,7 +37,8 @@ def file_of(tensors: dict[str, Tensor]) -> bytes:
 
 def values(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """What the tensors show, each in memory of its own."""
-    return {name: held.detach().resolve_conj().resolve_neg().contiguous() for name, held in sorted(tensors.items())}
+    shown = {name: held.detach().resolve_conj().resolve_neg() for name, held in sorted(tensors.items())}
+    return {name: held.clone(memory_format=torch.contiguous_format) for name, held in shown.items()}
 
 
 # ------------------------------------------------------------------------------------------------------------- written
@@ -49,6 +50,7 @@ def views(dtype: torch.dtype) -> dict[str, Tensor]:
     made = {
         "whole": four, "none": base[0], "empty": four[:, :0],
         "channels_last": four.to(memory_format=torch.channels_last), "tied": four, "part": base[3:], "gaps": base[::5],
+        "one_of_gaps": base[1::3][:1],
         "overlapping": base.as_strided((4, 6), (3, 1)),
         "expanded": base[:1].expand(7), "transposed": base.reshape(4, 6).t(), "é\n\x00\x7f/../\U0001f600": base[1:2],
         "": base[:2],

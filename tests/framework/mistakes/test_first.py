@@ -184,6 +184,17 @@ def doubts(fit: Callable[..., Any], *given: Any, **options: Any) -> list[str]:
     return [str(warning.message) for warning in caught]
 
 
+class SumsToOne(nn.Linear):
+    """Scores whose rows sum to 1, and are no probabilities."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = super().forward(x * 9)
+        return scores - scores.mean(1, keepdim=True) + 1 / 3
+
+
 def softmaxed() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 3), nn.Softmax(1))
 
@@ -210,12 +221,13 @@ def test_targets_beyond_0_and_1_for_bce_with_logits_are_told_once(
         lambda output, y: F.cross_entropy(output, y),
         lambda output, y: F.cross_entropy(input=output, target=y),
         lambda output, y: F.cross_entropy(output, F.one_hot(y, 3).float()),
+        lambda output, y: F.cross_entropy(output.log().softmax(1), y),
     ],
 )
 def test_probabilities_where_a_loss_takes_scores_are_told_once(fit: Callable[..., Any], loss: Any) -> None:
     data = torch.rand(5, 3), LABELS
     (said,) = doubts(fit, softmaxed(), loss, data, val=data, epochs=3)
-    assert "outputs are probabilities" in said
+    assert "the loss gets probabilities (rows sum to 1)" in said
     assert "leave out softmax" in said
 
 
@@ -227,6 +239,7 @@ def test_probabilities_where_a_loss_takes_scores_are_told_once(fit: Callable[...
         (nn.Sequential(nn.Linear(3, 3), nn.LogSoftmax(1)), nn.NLLLoss(), LABELS),
         (softmaxed(), lambda output, y: F.nll_loss(output.log(), y), LABELS),
         (softmaxed(), nn.MSELoss(), F.one_hot(LABELS, 3).float()),
+        (SumsToOne(), nn.CrossEntropyLoss(), LABELS),
         (nn.Sequential(nn.Linear(3, 3), nn.Sigmoid()), nn.CrossEntropyLoss(), LABELS),
         (nn.Linear(3, 3), nn.CrossEntropyLoss(), torch.rand(5, 3).softmax(1)),
         (nn.Linear(3, 1), nn.BCEWithLogitsLoss(), torch.tensor([0.0, 0.5, 1.0, 1.0, 0.0])[:, None]),
