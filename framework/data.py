@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Stac
 from framework.device import apply, leaves, move, named
 from framework.errors import DataError, UsageError
 from framework.mistakes import guarded, kind_of, repeated
-from framework.mistakes import no_pair as no_pair
 
 
 class Whole:

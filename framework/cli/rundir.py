@@ -205,7 +205,8 @@ def unfinished(path: Path) -> dict[str, Any]:
     if is_finished(path):
         raise RunDirError(f"{path} is finished: {info['stop_reason']}")
     if "variants" not in info and not checkpoint.candidates(path):
-        anew = ["--config", path / INFO, *(part for spec in info.get("given", []) for part in ("-p", spec))]
+        anew = ["--config", path / INFO, "--device", info.get("device", "auto")]
+        anew += [part for spec in info.get("given", []) for part in ("-p", spec)]
         anew += ["--run-dir", path] if info.get("stop_reason") is None else []
         again = command(info.get("file") or "RECIPE", *anew)
         raise RunDirError(f"{path} has no checkpoint yet; start it again: {again}")

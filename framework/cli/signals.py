@@ -44,7 +44,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.received = ""  # why the run is to stop
-        self._asked = False  # whether SIGUSR1 waits to be told that it is saved
+        self._wanted = sys.maxsize  # the step from which on a checkpoint is one that was asked for
         self._trainer: Any = None
         self._before: dict[int, Any] = {}
         self._stacks: BinaryIO | None = None
@@ -70,8 +70,8 @@ class Signals:
                 signal.raise_signal(number)
             return
         name, later = signal.Signals(number).name, self._trainer.later  # what is asked for later cannot be lost
+        self._wanted = self._trainer.step
         if name == "SIGUSR1":
-            self._asked = True
             later(partial(self._trainer.save, "last"))
             _say("saving after this step\n")
         elif not self.received:
@@ -89,10 +89,10 @@ class Signals:
 
     def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
         self._saved = int(path.name.split("-")[1])
-        if self._saved == trainer.step and (self.received or self._asked):  # not a best one of before
+        if self._saved >= self._wanted:  # not a best one of before, nor one that was being written in the background
             safe = "; it is safe to kill this process now" if self.received else ""
-            print(f"saved step {trainer.step}{safe}", file=sys.stderr)
-            self._asked = False
+            print(f"saved step {self._saved}{safe}", file=sys.stderr)
+            self._wanted = self._wanted if self.received else sys.maxsize
 
     def on_fit_end(self, trainer: Trainer) -> None:
         if self.received and self._saved != trainer.step:  # no plugin did

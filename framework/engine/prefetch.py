@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
-from framework.data import no_pair
+from framework.mistakes import no_pair
 from framework.device import apply, leaves, move
 from framework.errors import DataError
 

@@ -131,10 +131,10 @@ def _ended(case: Case) -> str | None:
 
 def _fetched(case: Case) -> str | None:
     """What torch's DataLoader met when it asked for samples, or put them together."""
-    text, collated = str(case.error).strip(), any("collate" in frame.f_code.co_name for frame in case.frames())
+    text, collated = str(case.error).strip(), [f for f in case.frames() if f.f_code.co_name == "default_collate"]
     in_worker = "in DataLoader worker process" in text
     said = text.splitlines()[-1] if in_worker else repr(case.error)
-    if collated or (in_worker and "_collate" in text):
+    if collated or (in_worker and "in default_collate" in text):
         alike = "They need the same shapes, keys and types (a missing return makes None), or a collate_fn of yours"
         return f"the samples of a batch do not fit together: {said}. {alike}"
     return f"the data set failed in a worker process: {said}" if in_worker else None

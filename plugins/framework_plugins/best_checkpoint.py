@@ -67,7 +67,7 @@ class BestCheckpoint:
 
     def _forget(self) -> None:
         self._row: dict[str, Any] = {}  # of the best epoch
-        self._best: Snapshot | None = None  # a copy, until it is on the disk
+        self._best: Snapshot | None = None  # a copy, until it is on the disk; with restore_best until the end
         self._spare: Snapshot | None = None  # an earlier best, whose memory the next one takes
         self._is_here = False  # whether the present state is the best, and has not been copied yet
         self._is_on_disk = False
@@ -174,7 +174,7 @@ class BestCheckpoint:
 
     def state_dict(self) -> dict[str, Any]:
         copy: Any = "here" if self._is_here else None
-        if self._best is not None and not self._is_here and (self.restore_best or not self._is_on_disk):
+        if self._best is not None and not self._is_here:
             copy = {name: value for name, value in vars(self._best).items() if name != "live"}
             copy["rows"] = self._best.rows[1]
             kept = {name: state for name, state in self._best.plugins.items() if isinstance(state, dict)}

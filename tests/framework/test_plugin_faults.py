@@ -260,7 +260,11 @@ def test_a_function_of_the_wrong_sort_is_refused(hook, function, message) -> Non
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-@pytest.mark.parametrize("value", [print, property(lambda self: None), torch.nn.ReLU(), Recorder], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [print, property(lambda self: None), torch.nn.ReLU(), Recorder],
+    ids=["builtin", "property", "module", "class"],
+)
 def test_what_is_no_function_is_refused(hook, value) -> None:
     assert f"mine.{hook} is a {type(value).__name__}, not a function: write def {hook}(...)" in refusal(**{hook: value})
 

@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -187,3 +188,10 @@ def test_nothing_private_of_torch_is_used_outside_of_the_module_for_it():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
                 assert not ast.unparse(node).startswith("torch."), f"{path.name}: {ast.unparse(node)}"
+
+
+def test_every_package_is_in_the_wheel():
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "framework").rglob("__init__.py")}
+
+    assert {".".join(folder.parts) for folder in folders} <= set(told)

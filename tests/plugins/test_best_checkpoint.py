@@ -382,6 +382,7 @@ def test_what_could_not_be_written_at_the_last_boundary_is_tried_again_at_the_en
         result = trainer.fit(tiny_data(), epochs=3)
     assert epochs_of(tmp_path, "best", "last") == [3, 3]
     assert result.best["path"] == find(tmp_path, "last")
+    assert (tmp_path / "checkpoints" / "LAST").is_file()  # not only because it is the newest
 
 
 def test_of_a_best_that_could_never_be_written_there_is_no_path(tmp_path: Path, scripted: Any) -> None:
@@ -462,6 +463,26 @@ def test_a_best_that_is_on_the_disk_is_not_in_other_checkpoints(tmp_path: Path, 
     clock(best_checkpoint)
     *_, taken = killed(tmp_path, scripted, [3, 1, 2, 2], 8, every_seconds=0)
     assert (taken.plugins["best_checkpoint"]["copy"], taken.plugins["best_checkpoint"]["on_disk"]) == (None, True)
+
+
+def test_a_copy_holds_no_copies(tmp_path: Path, scripted: Any, clock: Any) -> None:
+    clock(best_checkpoint)
+    plugins = [
+        scripted([3, 1, 2, 2], "a_loss", "a"), scripted([4, 3, 2, 1], "b_loss", "b"),
+        BestCheckpoint("a_loss"), BestCheckpoint("b_loss", name="best_b"), Saves(11, tmp_path / "killed"),
+    ]  # fmt: skip
+    tiny_trainer(plugins, run_dir=tmp_path / "alone").fit(tiny_data(), epochs=4, batch_size=2)
+    states = labelled(tmp_path / "killed", "now").plugins
+    assert [states[name]["copy"]["epoch"] for name in ("best_checkpoint", "best_b")] == [2, 3]
+    assert states["best_b"]["copy"]["plugins"]["best_checkpoint"]["copy"] is None
+    assert states["best_b"]["copy"]["plugins"]["best_b"]["copy"] == "here"
+
+
+def test_a_best_that_is_kept_to_be_restored_is_written_once(tmp_path: Path, scripted: Any) -> None:
+    writes = Writes()
+    plugins = [scripted([1, 2, 2, 2]), BestCheckpoint("score_loss", restore_best=True, every_seconds=0), writes]
+    tiny_trainer(plugins, run_dir=tmp_path).fit(tiny_data(), epochs=4)
+    assert writes.epochs == [1, 2, 3, 4]
 
 
 def test_of_two_that_write_at_the_same_boundary_the_first_holds_the_best_of_the_second(

@@ -85,12 +85,16 @@ def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(lab, go, info, r
 
 
 @needs_usr1
-def test_sigusr1_saves_and_goes_on(lab, go, info) -> None:
-    source = signalled("SIGUSR1") + "def on_checkpoint(trainer): print('CHECKPOINT', trainer.step)\n"
+@pytest.mark.parametrize("background", [False, True])
+def test_sigusr1_saves_and_goes_on(lab, go, info, background) -> None:
+    source = signalled("SIGUSR1").replace("epochs=epochs", f"epochs=epochs, async_save={background}")
+    source += "def on_checkpoint(path): print('CHECKPOINT', path.name)\n"
     outcome = go(lab(source), *QUICK)
     assert outcome.code == 0
     assert outcome.err == "saving after this step\nsaved step 5\n"  # once, and nothing of the last one
-    assert [line for line in outcome.out.splitlines() if "CHECKPOINT" in line] == ["CHECKPOINT 5", "CHECKPOINT 9"]
+    assert [line for line in outcome.out.splitlines() if "CHECKPOINT" in line] == [
+        f"CHECKPOINT step-00000000000{step}" for step in (5, 9)
+    ]
     assert (info()["stop_reason"], info()["steps"]) == ("completed", 9)
 
 

@@ -317,6 +317,14 @@ def test_samples_with_other_keys_are_told(refused: Callable[..., str], workers: 
     assert "'right'" in told
 
 
+def test_what_a_collate_fn_of_the_user_s_own_raises_is_left_alone(fit: Callable[..., Any]) -> None:
+    def collate(samples: Any) -> Any:
+        raise OSError("mine")
+
+    with pytest.raises(OSError, match=r"^mine$"):
+        fit(nn.Linear(3, 1), nn.MSELoss(), DataLoader(Rows(), batch_size=2, collate_fn=collate))
+
+
 # -------------------------------------------------------------------------------------------------- workers that end
 
 
