@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
-from framework.mistakes import no_pair
 from framework.device import apply, leaves, move
 from framework.errors import DataError
+from framework.mistakes import no_pair
 
 
 def prefetched(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:

@@ -170,7 +170,7 @@ def one_step(optimizer: Any) -> Any:
         (Schedule(functools.partial(functools.partial(CyclicLR, base_lr=0.01), max_lr=0.1)), True),
         (Schedule(functools.partial(OneCycleLR, max_lr=0.1, total_steps=EPOCHS), "epoch"), False),
     ],
-    ids=str,
+    ids=["cosine", "function", "by step", "partial", "cosine by epoch", "one cycle", "nested", "one cycle by epoch"],
 )  # fmt: skip
 def test_only_what_is_stepped_in_each_step_costs_a_step(schedule: Schedule, hot: bool) -> None:
     trainer, _ = fitted(schedule)
