@@ -27,7 +27,7 @@ from torch import Tensor
 from framework.errors import CheckpointError
 
 DEPTH, ROOM = 64, 8  # nested brackets in a file; how many of them are for what surrounds a tree, and for its leaves
-SIZE = 16 * 2**20  # bytes of a file
+SIZE, VALUES = 16 * 2**20, 2**20  # bytes of a file, and values that they tell: those take more memory than they look
 
 _NUMPY = {numpy.dtype(code).name: numpy.dtype(code).type for code in (*"?bBhHefdFD", "i4", "u4", "i8", "u8")}
 _DTYPES = {str(found): found for found in vars(torch).values() if isinstance(found, torch.dtype)}
@@ -167,23 +167,20 @@ def text(tree: Any, size: int = SIZE) -> bytes:
     """JSON as the bytes of a file that `parse` will read.
 
     Raises:
-        CheckpointError: it is above `size` bytes
+        CheckpointError: it is above `size` bytes, or of more than `VALUES` values
     """
-    data = json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False).encode()
-    if len(data) > size:
-        raise CheckpointError(f"the state beside the tensors is {len(data):,} bytes; at most {size:,} can be kept")
-    return data
+    return _bounded(json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False).encode(), size)
 
 
 def parse(data: bytes, size: int = SIZE) -> Any:
     """The JSON value of a file, read strictly, in memory and time that its size bounds.
 
     Raises:
-        CheckpointError: it is not UTF-8 JSON, is above `size` bytes, is nested deeper than `DEPTH`, or has what readers
-            differ about: a key twice, NaN and Infinity, numbers beyond 64 bits, half a surrogate pair
+        CheckpointError: it is not UTF-8 JSON, is above `size` bytes, of more than `VALUES` values or nested deeper than
+            `DEPTH`, or has what readers differ about: a key twice, NaN and Infinity, numbers beyond 64 bits, half a
+            surrogate pair
     """
-    if len(data) > size:
-        raise CheckpointError(f"{len(data):,} bytes of JSON; at most {size:,} are read")
+    _bounded(data, size)
     outside = re.sub(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', b"", data).translate(_NESTING)  # of strings
     if numpy.frombuffer(outside, numpy.int8).cumsum(dtype=numpy.int8).max(initial=0) > DEPTH:  # before it can wrap
         raise CheckpointError(f"JSON that is nested deeper than {DEPTH}")
@@ -196,9 +193,16 @@ def parse(data: bytes, size: int = SIZE) -> Any:
     return tree
 
 
+def _bounded(data: bytes, size: int) -> bytes:
+    values = data.count(b",") + data.count(b"[") + data.count(b"{")  # or more than there are, where text has them
+    if len(data) > size or values > VALUES:
+        told = f"{len(data):,} bytes of JSON for {values:,} values, and at most {size:,} for {VALUES:,} can be kept"
+        raise CheckpointError(f"{told}; many numbers belong into a tensor")
+    return data
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
+    if len(made := dict(pairs)) != len(pairs):
         raise ValueError("a key is there twice")
     return made
 

@@ -243,6 +243,8 @@ def test_a_second_fit_starts_anew(tmp_path: Path, scripted: Any) -> None:
     trainer.plugins["scripted"].values = [9, 8, 8]
     assert trainer.fit(tiny_data(), epochs=3).best["value"] == 8
     assert epochs_of(tmp_path, "best", "last") == [2, 3]
+    trainer.plugins["scripted"].values = [math.nan] * 3
+    assert trainer.fit(tiny_data(), epochs=3).best is None
 
 
 def test_a_fit_after_one_that_failed_starts_anew(tmp_path: Path, fails: Any) -> None:
@@ -543,6 +545,17 @@ def test_a_fit_that_has_nothing_left_to_do_writes_its_best_and_no_other_last(tmp
     again = trainer.fit(tiny_data(), epochs=3, resume=tmp_path)
     assert len(places.seen) == 2
     assert again.best == first.best
+
+
+def test_a_best_from_after_the_checkpoint_that_was_gone_back_to_is_not_told_as_that_of_this_fit(
+    tmp_path: Path, scripted: Any
+) -> None:
+    def trainer() -> Any:
+        return tiny_trainer([scripted([3, 2, 2, 1]), BestCheckpoint("score_loss", every_seconds=0)], run_dir=tmp_path)
+
+    trainer().fit(tiny_data(), epochs=4)
+    result = trainer().fit(tiny_data(), epochs=3, resume=tmp_path / "checkpoints" / "step-000000000003")
+    assert (result.best["epoch"], result.best["path"]) == (1, None)
 
 
 def test_restore_best_needs_a_fit_that_began_with_it(tmp_path: Path, scripted: Any) -> None:

@@ -412,11 +412,22 @@ def test_what_readers_of_json_differ_about_is_refused(data: bytes) -> None:
 
 def test_json_above_the_size_is_neither_read_nor_written() -> None:
     assert parse(b"[1, 2]", size=6) == [1, 2]
-    with pytest.raises(CheckpointError, match="7 bytes of JSON; at most 6 are read"):
+    with pytest.raises(CheckpointError, match="7 bytes of JSON for 2 values, and at most 6 for .* can be kept"):
         parse(b"[1, 2] ", size=6)
     assert len(text("x" * 10, size=12)) == 12
-    with pytest.raises(CheckpointError, match="the state beside the tensors is 13 bytes; at most 12 can be kept"):
+    with pytest.raises(CheckpointError, match="13 bytes of JSON for 0 values, and at most 12 for .*into a tensor"):
         text("x" * 11, size=12)
+
+
+@pytest.mark.parametrize("tree", [[0] * 100, [[]] * 50, [{}] * 50, ["," * 10] * 10])
+def test_json_of_too_many_values_is_neither_read_nor_written(tree: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = text(tree)
+    monkeypatch.setattr("framework.checkpoint.codec.VALUES", 100 + (tree == ["," * 10] * 10) * 10)
+    assert parse(data) == tree
+    monkeypatch.setattr("framework.checkpoint.codec.VALUES", 99)
+    for refused in (lambda: parse(data), lambda: text(tree)):
+        with pytest.raises(CheckpointError, match="bytes of JSON for 1.. values, and at most .* for 99 can be kept"):
+            refused()
 
 
 @given(data=st.binary(max_size=30) | st.text(alphabet='[]{}",:\\u0d8e+-.1 naNIf', max_size=30).map(str.encode))

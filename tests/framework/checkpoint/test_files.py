@@ -484,6 +484,29 @@ def test_a_file_system_that_does_not_tell_its_space_is_not_full(
     assert files.System().free(tmp_path) == (7 if total else sys.maxsize)
 
 
+@pytest.mark.parametrize("free", [True, False])
+def test_on_windows_a_byte_beyond_the_text_is_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: bool
+) -> None:
+    """There nobody else can read what is locked, and the text shall be read; it is written at the beginning."""
+    locked = []
+
+    def locking(descriptor: int, mode: int, count: int) -> None:
+        locked.append((os.lseek(descriptor, 0, os.SEEK_CUR), mode, count))
+        if not free:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(files.sys, "platform", "win32")
+    monkeypatch.setattr(files, "msvcrt", SimpleNamespace(locking=locking, LK_NBLCK=2), raising=False)
+    descriptor = os.open(tmp_path / "run.lock", os.O_RDWR | os.O_CREAT)
+    try:
+        assert files.System().lock(descriptor) is free
+        assert os.lseek(descriptor, 0, os.SEEK_CUR) == 0 or not free
+    finally:
+        os.close(descriptor)
+    assert locked == [(2**30, 2, 1)]
+
+
 def test_the_calls_of_the_operating_system_are_made_nowhere_else() -> None:
     """Or a test that makes each operation fail would miss one."""
     folder = Path(files.__file__).parent
