@@ -11,7 +11,7 @@ which an audit hook watches; no case may take a second of the processor, nor the
 
 `--cases N` and `--seed S` say how many and which; `--first K --cases 1` repeats one that was told; `fuzz` uses all
 cores unless `--workers N`. Ends with 1 if any case went wrong, and tells the first of them. 100,000 cases of damage
-take about two minutes on one core, 1,000,000 of fuzz about five on two.
+take about a minute on one core, 1,000,000 of fuzz about four on two.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = "tests/framework/checkpoint"
-_DISK = "test_store", "test_files", "test_power_loss", "test_damage", "test_faults", "test_crash"
+_DISK = "test_store", "test_files", "test_runlock", "test_power_loss", "test_damage", "test_faults", "test_crash"
 DISK = [f"{CHECKPOINT}/{name}.py" for name in _DISK]
 ELSEWHERE = "cuda", "mps", "UNABLE"  # in a statement that another platform than this one runs
 PLACES: dict[str, tuple[set[str] | None, list[str]]] = {  # a file: the functions looked at (None: all), and its tests
@@ -69,7 +69,7 @@ def missed(file: str, changed: str, tests: list[str]) -> bool:
         Path(folder, file).write_text(changed, encoding="utf-8")
         path = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
-        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     if done.returncode not in (0, 1, 2):  # 2: a module that does not even import
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")

@@ -229,9 +229,10 @@ def wrong_with(case: Case) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=1000)
+    parser.add_argument("--first", type=int, default=0, help="the number of the first, to share them out")
     parser.add_argument("--case", type=int, help="only the one of this number")
     told = parser.parse_args(arguments)
-    numbers = range(told.cases) if told.case is None else [told.case]
+    numbers = range(told.first, told.first + told.cases) if told.case is None else [told.case]
     if told.case is not None:
         print(drawn(told.case))
     torch.set_num_threads(1)

@@ -169,7 +169,7 @@ def text(tree: Any, size: int = SIZE) -> bytes:
     Raises:
         CheckpointError: it is above `size` bytes, or of more than `VALUES` values
     """
-    return _bounded(json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False).encode(), size)
+    return bounded(json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False).encode(), size)
 
 
 def parse(data: bytes, size: int = SIZE) -> Any:
@@ -180,7 +180,7 @@ def parse(data: bytes, size: int = SIZE) -> Any:
             `DEPTH`, or has what readers differ about: a key twice, NaN and Infinity, numbers beyond 64 bits, half a
             surrogate pair
     """
-    _bounded(data, size)
+    bounded(data, size)
     outside = re.sub(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', b"", data).translate(_NESTING)  # of strings
     if numpy.frombuffer(outside, numpy.int8).cumsum(dtype=numpy.int8).max(initial=0) > DEPTH:  # before it can wrap
         raise CheckpointError(f"JSON that is nested deeper than {DEPTH}")
@@ -193,11 +193,15 @@ def parse(data: bytes, size: int = SIZE) -> Any:
     return tree
 
 
-def _bounded(data: bytes, size: int) -> bytes:
+def bounded(data: bytes, size: int = SIZE) -> bytes:
+    """The same bytes.
+
+    Raises:
+        CheckpointError: they are too many for `parse`
+    """
     values = data.count(b",") + data.count(b"[") + data.count(b"{")  # or more than there are, where text has them
     if len(data) > size or values > VALUES:
-        told = f"{len(data):,} bytes of JSON for {values:,} values, and at most {size:,} for {VALUES:,} can be kept"
-        raise CheckpointError(f"{told}; many numbers belong into a tensor")
+        raise CheckpointError(f"{len(data):,} bytes of JSON, {values:,} values, are too much; a tensor is for numbers")
     return data
 
 

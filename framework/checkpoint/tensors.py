@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from framework.checkpoint.codec import SIZE, parse
+from framework.checkpoint.codec import bounded, parse
 from framework.errors import CheckpointError
 
 DTYPES = {
@@ -42,9 +42,9 @@ def written(tensors: dict[str, Tensor]) -> list[bytes | memoryview]:
         header[name] = {"dtype": _NAMES[tensors[name].dtype], "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    if len(names) > COUNT or len(text) > SIZE:
-        raise CheckpointError(f"{len(names):,} tensors, with {len(text):,} bytes of names and shapes, are too many")
-    return [len(text).to_bytes(8, "little") + text, *pieces]
+    if len(names) > COUNT:
+        raise CheckpointError(f"{len(names):,} tensors; a checkpoint holds at most {COUNT:,} in a file")
+    return [len(text).to_bytes(8, "little") + bounded(text), *pieces]
 
 
 def _memory(name: str, tensor: Tensor) -> memoryview:
