@@ -196,7 +196,7 @@ def test_batch_norm(train: Any) -> None:
     trained = train("batch_norm")
     assert trained.column("val_accuracy", "with batch norm")[-1] > 0.92
     assert trained.column("val_accuracy", "without")[-1] < 0.2
-    with pytest.raises(UsageError, match="batch normalization cannot train on a batch of one sample"):
+    with pytest.raises(UsageError, match="batch normalization cannot train on one sample"):
         train("batch_norm", batch_size=1, epochs=1)
 
 
