@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -75,12 +77,17 @@ def apply(function: Callable[[Any], Any], tree: Any, leaf: Callable[[Any], bool]
     if isinstance(tree, Tensor) or leaf(tree):
         return function(tree)
     if isinstance(tree, dict):
-        return {k: v if type(v) in _PLAIN else apply(function, v, leaf) for k, v in tree.items()}
+        made = {k: v if type(v) in _PLAIN else apply(function, v, leaf) for k, v in tree.items()}
+        if not isinstance(tree, (Counter, defaultdict)):  # a state_dict is an OrderedDict, and a plain one does as well
+            return made
+        same = copy.copy(tree)
+        dict.update(same, made)  # a Counter's own would add
+        return same
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*(apply(function, value, leaf) for value in tree))
     if isinstance(tree, (list, tuple)):
         return type(tree)(apply(function, value, leaf) for value in tree)
-    return tree
+    return tree.copy() if isinstance(tree, set) else tree
 
 
 def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:

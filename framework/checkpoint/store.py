@@ -247,9 +247,10 @@ def find(run_dir: Path, *labels: str) -> Path | None:
 def _target(label: Path) -> Path | None:
     """What a label points at, if that is what it was."""
     name, digest = _pointed(label) or ("", "")
+    path = label.with_name(name or label.name)
     with contextlib.suppress(OSError, CheckpointError):
-        if name and hashlib.sha256(files.read_file(label.with_name(name) / MANIFEST, SMALL)).hexdigest() == digest:
-            return label.with_name(name)
+        if files.is_directory(path) and hashlib.sha256(files.read_file(path / MANIFEST, SMALL)).hexdigest() == digest:
+            return path
     return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from typing import Any, NamedTuple
 
 import pytest
@@ -203,3 +203,15 @@ def test_model_optimizer_state_and_batches_follow_to_the_gpu_and_predictions_com
     assert {state["exp_avg"].device.type for state in states} == {"cuda"}
     assert {state["step"].device.type for state in states} == {"cpu"}
     assert on_gpu.predict(tiny_data()[0]).device.type == "cpu"
+
+
+def test_a_counter_and_a_defaultdict_stay_what_they_are_and_a_set_is_another_one() -> None:
+    numbers = {1, 2}
+    tree = {"milestones": Counter({3: 1}), "found": defaultdict(list, {"a": [torch.ones(1)]}), "set": numbers}
+    made = apply(torch.Tensor.double, tree)
+    assert made["milestones"] == Counter({3: 1})
+    assert type(made["milestones"]) is Counter
+    assert made["found"]["a"][0].dtype == torch.float64
+    assert made["found"]["b"] == []
+    assert made["set"] == numbers
+    assert made["set"] is not numbers

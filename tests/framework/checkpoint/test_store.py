@@ -688,3 +688,14 @@ def test_a_run_directory_that_was_removed_is_made_again(save: Any, tmp_path: Pat
     save(2)
 
     assert newest(tmp_path)[1].epoch == 2
+
+
+def test_a_label_is_not_followed_out_of_the_run(disk: ModuleType, tmp_path: Path) -> None:
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    path = write(disk.snapshot(1), run, ["last"])
+    path.rename(outside)
+    try:
+        path.symlink_to(outside, target_is_directory=True)
+    except OSError:
+        pytest.skip("no symbolic links here")
+    assert find(run, "last") is None

@@ -92,6 +92,11 @@ def test_the_order_of_the_names_changes_nothing() -> None:
     assert file_of(tensors) == file_of(dict(reversed(tensors.items())))
 
 
+def test_tensors_come_back_in_the_order_of_the_file() -> None:
+    names = [f"{number:03}" for number in range(100)]
+    assert list(load(file_of(dict.fromkeys(reversed(names), torch.ones(1))))) == names
+
+
 def test_contiguous_tensors_on_the_cpu_are_not_copied() -> None:
     tensor = torch.zeros(5)
     _, piece = written({"a": tensor})
