@@ -9,7 +9,6 @@
     |   +-- DataError                    a data set, a batch, a shape, a label
     |   +-- DeviceError                  a device that is absent, or two devices in one operation
     |   +-- RunDirError                  a run directory that cannot be used
-    +-- OutOfMemoryError (also torch's)  framework.mistakes.memory: the device or the machine has too little memory
     +-- NonFiniteError                   the loss became inf or nan; the command line exits with 1
     +-- CheckpointError                  a checkpoint that cannot be written, read or fitted to the model
 """

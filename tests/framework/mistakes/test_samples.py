@@ -7,7 +7,10 @@ import copy
 import multiprocessing
 import os
 import pickle
+import re
 import signal
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -328,18 +331,40 @@ def test_what_a_collate_fn_of_the_user_s_own_raises_is_left_alone(fit: Callable[
 # -------------------------------------------------------------------------------------------------- workers that end
 
 
-def test_a_worker_that_ends_is_told(refused: Callable[..., str]) -> None:
-    """torch may raise its own sentence between our own error and its explanation: then that is what is told."""
-    ways = [lambda: os._exit(3)]
-    if hasattr(signal, "SIGKILL"):
-        ways.append(lambda: os.kill(os.getpid(), signal.SIGKILL))
-    for way in ways:
-        options = {"batch_size": 2, "shuffle": False, "num_workers": 1, "accumulate": 9, "kind": Exception}
-        said = refused(nn.Linear(3, 1), nn.MSELoss(), Rows(way), **options)
-        told = said.startswith("train: a worker process of the data set ended (") and said.endswith(
-            "): was memory short (see dmesg), or /dev/shm? num_workers=0 shows whether the data set exits by itself"
-        )
-        assert told or said.startswith("DataLoader worker (pid")
+ENDS = """
+import os, signal, sys
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from framework import Trainer
+
+class Rows(Dataset):
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        if index == 4:
+            os._exit(3) if sys.argv[1] == "exit" else os.kill(os.getpid(), signal.SIGKILL)
+        return torch.ones(3), torch.ones(1)
+
+model = nn.Linear(3, 1)
+trainer = Trainer(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1), device="cpu")
+trainer.fit(Rows(), batch_size=2, shuffle=False, num_workers=1, accumulate=9)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="its workers are forked")
+@pytest.mark.parametrize("way", ["exit", *["SIGKILL"] * hasattr(signal, "SIGKILL")])
+def test_a_worker_that_ends_is_told(way: str) -> None:
+    """In a process of its own: torch raises its sentence at any instant, so now and then before ours is said."""
+    done = subprocess.run([sys.executable, "-c", ENDS, way], capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 1
+    told = re.search(
+        r"DataError: train: a worker process of the data set ended \(.*\): was memory short \(see dmesg\), or "
+        r"/dev/shm\? num_workers=0 shows whether the data set exits by itself",
+        done.stderr,
+    )
+    assert told or "RuntimeError: DataLoader worker (pid" in done.stderr
 
 
 @pytest.mark.parametrize(
