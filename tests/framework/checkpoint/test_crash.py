@@ -20,6 +20,8 @@ import pytest
 
 from framework.checkpoint import files, lock
 
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}  # of a process that prints paths
+
 FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
 
@@ -164,7 +166,7 @@ def test_the_operating_system_sees_every_operation_that_the_tests_do_and_no_othe
     run_dir, log = tmp_path / "run", tmp_path / "log"
     command = ["strace", "-f", "-y", "-qq", "-e", f"trace={','.join(CHANGES)}", "-e", "signal=none", "-o", str(log)]
     command += [sys.executable, "-c", SCRIPT, str(run_dir), str(Path(__file__).parent)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=ENVIRONMENT)
     if done.returncode != 0 and re.search("PTRACE|ptrace", done.stderr):
         pytest.skip("strace is not permitted here")
     assert done.returncode == 0, done.stderr

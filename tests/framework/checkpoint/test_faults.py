@@ -17,6 +17,8 @@ import pytest
 
 from framework import CheckpointError
 
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}  # of a process that prints paths
+
 KINDS = [
     errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES, errno.EROFS, errno.EMFILE, errno.EINTR, "short",
 ]  # fmt: skip
@@ -188,7 +190,7 @@ print(disk.newest(run), [path.name for path in run.rglob(".*")])
 def test_a_file_that_may_not_become_so_large_is_told(tmp_path: Path) -> None:
     """The only failure here that the operating system makes by itself: a write comes back short, the next one fails."""
     command = [sys.executable, "-c", LIMITED, str(tmp_path), str(Path(__file__).parent)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=ENVIRONMENT)
 
     assert done.stderr == ""
     assert done.stdout.splitlines() == [
@@ -221,7 +223,7 @@ for kilobytes in range(4, 200, 8):
 def test_a_disk_that_runs_full_is_told(tmp_path: Path) -> None:
     """Disks of all sizes, each filled until it is full."""
     command = ["unshare", "-rm", sys.executable, "-c", FULL, str(tmp_path), str(Path(__file__).parent)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=ENVIRONMENT)
     if "unshare" in done.stderr or "mount" in done.stderr:
         pytest.skip("unshare is not permitted here")
     lines = [line.split(" ", 3) for line in done.stdout.splitlines()]

@@ -357,7 +357,9 @@ trainer.fit(Rows(), batch_size=2, shuffle=False, num_workers=1, accumulate=9)
 @pytest.mark.parametrize("way", ["exit", *["SIGKILL"] * hasattr(signal, "SIGKILL")])
 def test_a_worker_that_ends_is_told(way: str) -> None:
     """In a process of its own: torch raises its sentence at any instant, so now and then before ours is said."""
-    done = subprocess.run([sys.executable, "-c", ENDS, way], capture_output=True, text=True, encoding="utf-8")
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-c", ENDS, way]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment)
     assert done.returncode == 1
     told = re.search(
         r"DataError: train: a worker process of the data set ended \(.*\): was memory short \(see dmesg\), or "
