@@ -161,6 +161,11 @@ CHANGES = {  # what the operating system calls what changes a disk, and what it 
 }  # fmt: skip
 
 
+def unescaped(found: re.Match[str]) -> str:
+    """Letters beyond ASCII, of which strace writes the bytes in octal."""
+    return bytes(int(octal, 8) for octal in found[0].split("\\")[1:]).decode("utf-8")
+
+
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 def test_the_operating_system_sees_every_operation_that_the_tests_do_and_no_other(tmp_path: Path) -> None:
     run_dir, log = tmp_path / "run", tmp_path / "log"
@@ -171,7 +176,8 @@ def test_the_operating_system_sees_every_operation_that_the_tests_do_and_no_othe
         pytest.skip("strace is not permitted here")
     assert done.returncode == 0, done.stderr
     seen = []
-    for line in log.read_text("utf-8", "replace").splitlines():
+    for escaped in log.read_text("utf-8", "replace").splitlines():
+        line = re.sub(r"(?:\\[0-7]{3})+", unescaped, escaped)
         call, _, rest = line.split(maxsplit=1)[1].partition("(")
         if "O_DIRECTORY" in rest:  # it is only listed
             continue
