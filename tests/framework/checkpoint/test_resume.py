@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 from framework import CheckpointError, Trainer, UsageError, hookimpl
 from framework.checkpoint import find, read
+from framework.engine import Mean
 from framework.seed import seed_everything
 from framework.testing import Recorder, tiny_data, tiny_trainer
 
@@ -422,6 +423,21 @@ def test_a_state_that_no_checkpoint_can_hold_is_told_before_the_first_step(tmp_p
     assert trainer.step == 0
 
 
+def test_losses_that_are_still_on_a_device_are_in_the_sum_that_is_kept() -> None:
+    told = []
+
+    class Looks:
+        def on_batch_end(self, trainer: Trainer) -> None:
+            trainer.later(lambda: told.append(trainer.snapshot().loop["mean"]))
+
+        def on_batch_start(self, trainer: Trainer) -> None:
+            trainer.place._mean = Mean(torch.device("meta"))  # reads what it was given when it is asked to
+            trainer.place._mean.add(torch.tensor(2.0), 3)
+
+    tiny_trainer([Looks()]).fit(tiny_data(), epochs=1)
+    assert told == [[6.0, 3, 1]]
+
+
 # ---------------------------------------------------------------------------------------------------- what is put back
 
 
@@ -758,6 +774,8 @@ def test_a_sampler_that_was_told_its_epoch_is_told_again(oracle: Any, tmp_path: 
         (Subset(TensorDataset(X, Y), [0, 1, 2, 3]), Subset(TensorDataset(X, Y), torch.tensor([0, 1, 2, 4]))),
         (Subset(TensorDataset(X, Y), [0, 1, 2, 3]), Subset(TensorDataset(X + 1, Y), [0, 1, 2, 3])),
         (({"a": X}, Y), ({"a": X + 1}, Y)),
+        (({"a": X}, Y), ({"b": X}, Y)),
+        ((X, torch.zeros(11, 1)), (X, torch.zeros(11, 1, dtype=torch.int32))),
     ],
 )
 def test_other_rows_of_the_same_data_set_are_refused(tmp_path: Path, then: Any, now: Any) -> None:
