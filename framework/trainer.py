@@ -281,13 +281,15 @@ class Trainer:
         later, self._later = self._later, []
         for call in later:
             call()
-        stop, saves, agree = self._stop, tuple(self._saves), self.plugins.frozen("train").agree
-        if agree:
+        stop, saves, self._saves = self._stop, tuple(self._saves), []
+        if agree := self.plugins.frozen("train").agree:
             stop, saves = agree(self, stop, saves)
-        self._stop, self._saves = stop, []
+            self._stop = stop
         if saves:
             self._commit(saves)
-        self.place.exact, self.asked = False, self.asked or stop is not None or self._writer.busy
+        self.place.exact = False
+        if stop is not None or self._writer.busy:  # never the other way: a signal may have asked for something just now
+            self.asked = True
         return stop is not None
 
     def _commit(self, labels: Iterable[str], snapshot: Snapshot | None = None) -> None:
