@@ -959,3 +959,21 @@ def test_two_that_keep_the_best_in_turns_do_not_keep_each_other_s_copies(tmp_pat
     trainer = trainer_in(tmp_path, plugins)
     trainer.fit((X, Y), epochs=30, batch_size=11)
     assert (tmp_path / "checkpoints" / "BEST_B").is_file()
+
+
+def test_a_plugin_that_adds_a_group_and_then_fails_is_what_is_told(tmp_path: Path) -> None:
+    class Adds(Counts):
+        def on_fit_start(self, trainer: Trainer) -> None:
+            self.optimizer = trainer.optimizer
+
+        def load_state_dict(self, state: dict[str, int]) -> None:
+            self.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+            raise KeyError("unfreeze")
+
+    trainer_in(tmp_path, [Counts(), StopAt(3)]).fit((X, Y), epochs=2, batch_size=3)
+    trainer = trainer_in(None, [Adds()])
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    with pytest.raises(CheckpointError, match="'counts' cannot take the state that was saved: KeyError: 'unfreeze'"):
+        trainer.fit((X, Y), epochs=2, batch_size=3, resume=tmp_path)
+    assert (trainer.step, trainer.epoch, trainer.history) == (0, 0, [])
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
