@@ -103,13 +103,15 @@ class Resumed:
             trainer.place.go(trainer, self.snapshot.loop)
         except BaseException:
             trainer.epoch, trainer.step, trainer.history = 0, 0, []
-            set_random_states(before[1])
-            put_weights(model, before[0][0])
-            with contextlib.suppress(CheckpointError):  # a plugin has added groups since: those are new, and stay
-                put_optimizer(optimizer, before[0][1])
-            for name, state in before[0][2].items():
-                with contextlib.suppress(Exception):  # the one that refuses its state may refuse this too
-                    trainer.plugins[name].load_state_dict(state)
+            try:
+                put_weights(model, before[0][0])
+                with contextlib.suppress(CheckpointError):  # a plugin has added groups since: those are new, and stay
+                    put_optimizer(optimizer, before[0][1])
+                for name, state in before[0][2].items():
+                    with contextlib.suppress(Exception):  # the one that refuses its state may refuse this too
+                        trainer.plugins[name].load_state_dict(state)
+            finally:
+                set_random_states(before[1])  # last, since a plugin may draw while it loads
             raise
         now = trainer.plugins.states()
         for name in states.keys() & now.keys():

@@ -17,8 +17,8 @@ from framework_plugins.early_stopping import EarlyStopping
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, WeightedRandomSampler
 
-from framework import CheckpointError, Trainer, UsageError, hookimpl
-from framework.checkpoint import find, read
+from framework import CheckpointError, Snapshot, Trainer, UsageError, hookimpl
+from framework.checkpoint import find, read, write
 from framework.engine import Mean
 from framework.seed import seed_everything
 from framework.testing import Recorder, tiny_data, tiny_trainer
@@ -802,6 +802,7 @@ class Interrupts:
         return {}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        torch.rand(1)
         raise KeyboardInterrupt
 
 
@@ -977,3 +978,79 @@ def test_a_plugin_that_adds_a_group_and_then_fails_is_what_is_told(tmp_path: Pat
         trainer.fit((X, Y), epochs=2, batch_size=3, resume=tmp_path)
     assert (trainer.step, trainer.epoch, trainer.history) == (0, 0, [])
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_a_checkpoint_without_a_place_in_a_fit_is_told(tmp_path: Path) -> None:
+    trainer = trainer_in(None)
+    path = write(Snapshot(0, 1, dict(trainer.model.state_dict()), {}), tmp_path, ["last"])
+    with pytest.raises(CheckpointError, match=f"{path.name} tells no place in a fit"):
+        trainer.fit((X, Y), epochs=2, batch_size=3, resume=tmp_path)
+
+
+def test_an_optimizer_that_was_loaded_before_the_error_is_emptied_again(tmp_path: Path) -> None:
+    class Tampers(torch.optim.SGD):
+        def load_state_dict(self, state: Any) -> None:
+            super().load_state_dict(state)
+            for kept in self.state.values():
+                kept["momentum_buffer"].add_(1)
+
+    def made(plugins: Any, run_dir: Path | None) -> Trainer:
+        model = network()
+        optimizer = Tampers(model.parameters(), lr=0.1, momentum=0.9)
+        return Trainer(model, nn.functional.mse_loss, optimizer, plugins=plugins, device="cpu", run_dir=run_dir)
+
+    made([StopAt(3)], tmp_path).fit((X, Y), epochs=2, batch_size=3)
+    trainer = made([], None)
+    with pytest.raises(CheckpointError, match="momentum_buffer has other numbers"):
+        trainer.fit((X, Y), epochs=2, batch_size=3, resume=tmp_path)
+    assert not trainer.optimizer.state
+
+
+class Unfreezes(Counts):
+    """Adds a group of parameters in the first step, and with `again` when its state is loaded."""
+
+    def __init__(self, again: bool) -> None:
+        super().__init__()
+        self.again = again
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        self.optimizer, self.layer = trainer.optimizer, trainer.model[4]
+
+    def on_batch_start(self, trainer: Trainer) -> None:
+        if trainer.step == 0:
+            self.add()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        super().load_state_dict(state)
+        if self.again:
+            self.add()
+
+    def add(self) -> None:
+        self.optimizer.add_param_group({"params": [*self.layer.parameters()], "lr": 0.1})
+
+
+def test_groups_that_were_added_during_the_fit_are_added_again_by_their_plugin(oracle: Any, tmp_path: Path) -> None:
+    def made(plugins: Any, run_dir: Path | None) -> Trainer:
+        model = network()
+        return Trainer(model, nn.functional.mse_loss, torch.optim.Adam(model[:4].parameters(), lr=0.01),
+                       plugins=plugins, device="cpu", run_dir=run_dir)  # fmt: skip
+
+    alone = made([Unfreezes(True)], None)
+    alone.fit((X, Y), epochs=2, batch_size=3)
+    made([Unfreezes(True), StopAt(3)], tmp_path).fit((X, Y), epochs=2, batch_size=3)
+    resumed = made([Unfreezes(True)], None)
+    resumed.fit((X, Y), epochs=2, batch_size=3, resume=tmp_path)
+    oracle.assert_same(end(oracle, alone), end(oracle, resumed))
+    with pytest.raises(CheckpointError, match="had 2 groups of parameters when it was saved, now it has 1"):
+        made([Unfreezes(False)], None).fit((X, Y), epochs=2, batch_size=3, resume=tmp_path)
+
+
+def test_a_setting_that_only_the_new_process_has_does_not_stay_in_a_group(tmp_path: Path) -> None:
+    class Marks:
+        def on_fit_start(self, trainer: Trainer) -> None:
+            trainer.optimizer.param_groups[0]["mark"] = 1
+
+    trainer_in(tmp_path, [StopAt(3)]).fit((X, Y), epochs=2, batch_size=3)
+    resumed = trainer_in(None, [Marks()])
+    resumed.fit((X, Y), epochs=2, batch_size=3, resume=tmp_path)
+    assert "mark" not in resumed.optimizer.param_groups[0]
