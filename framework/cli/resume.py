@@ -44,10 +44,10 @@ def _given(run: Path, recorded: Sequence[str], given: Sequence[str]) -> list[str
     Raises:
         RunDirError: one is code that is not named again: what a run directory says names none
     """
-    code = {spec for spec in recorded if spec.endswith(".py") or ":" in spec.removeprefix("no:")}
+    code = {*rundir.code_in(recorded)}
     left_out = {spec for spec in code if f"no:{spec}" in given}
     if missing := code - left_out - {*given}:
-        again = rundir.command("resume", run, *(part for spec in (*given, *sorted(missing)) for part in ("-p", spec)))
+        again = rundir.command("resume", run, *rundir.with_plugins((*given, *sorted(missing))))
         raise RunDirError(
             f"{run} ran with {', '.join(sorted(missing))}, and a run directory names no code to run: "
             f"if you trust that, name it yourself: {again}"

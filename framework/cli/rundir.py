@@ -26,7 +26,7 @@ import shutil
 import subprocess
 import sys
 import tokenize
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +206,7 @@ def unfinished(path: Path) -> dict[str, Any]:
         raise RunDirError(f"{path} is finished: {info['stop_reason']}")
     if "variants" not in info and not checkpoint.candidates(path):
         anew = ["--config", path / INFO, "--device", info.get("device", "auto")]
-        anew += [part for spec in info.get("given", []) for part in ("-p", spec)]
+        anew += with_plugins(info.get("given", []))
         anew += ["--run-dir", path] if info.get("stop_reason") is None else []
         again = command(info.get("file") or "RECIPE", *anew)
         raise RunDirError(f"{path} has no checkpoint yet; start it again: {again}")
@@ -266,6 +266,16 @@ def _difference(before: Path, after: Path) -> list[str]:
 def command(*words: Any) -> str:
     """A command line of the framework, as it can be typed."""
     return " ".join(["python -m framework", *(f'"{word}"' if " " in str(word) else str(word) for word in words)])
+
+
+def code_in(given: Iterable[str]) -> list[str]:
+    """Those of the -p of a run that name code, a file or module:Class: who resumes it has to give them again."""
+    return [spec for spec in given if spec.endswith(".py") or ":" in spec.removeprefix("no:")]
+
+
+def with_plugins(given: Iterable[str]) -> list[str]:
+    """The words of a command line that give these plugins."""
+    return [word for spec in given for word in ("-p", spec)]
 
 
 def keep_source(path: Path, file: str | None) -> None:

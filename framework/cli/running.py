@@ -120,7 +120,8 @@ def perform(job: Job, run_dir: str | Path | None) -> Any:
     if pictures := drawn(path):
         print(f"pictures  {', '.join(pictures)}")
     if not rundir.is_finished(path):
-        print(f"next      {rundir.command('resume', path)}")
+        again = rundir.with_plugins(rundir.code_in(job.about["given"]))
+        print(f"next      {rundir.command('resume', path, *again)}")
     return results
 
 

@@ -35,14 +35,15 @@ def recipe(epochs: int = 4): return noisy(epochs)
 
 
 @pytest.fixture
-def stopped(lab, go, monkeypatch) -> Callable[..., None]:
+def stopped(lab, go, monkeypatch) -> Callable[..., Any]:
     """Runs a recipe that SIGTERM stops after a step, in the middle of an epoch."""
 
-    def stop(source: str = STOPPING, *arguments: str, at: int = 6) -> None:
+    def stop(source: str = STOPPING, *arguments: str, at: int = 6) -> Any:
         monkeypatch.setenv("STOP_AT", str(at))
         outcome = go(lab(source), *QUICK, *arguments)
         monkeypatch.delenv("STOP_AT")
         assert outcome.code == 143, outcome.err
+        return outcome
 
     return stop
 
@@ -426,6 +427,14 @@ def test_code_has_to_be_named_again(lab, stopped, go, refused, info) -> None:
     assert "SIDE" in outcome.out
     assert outcome.line("plugins") == "lab, console, best_checkpoint, side, summary"
     assert info()["given"] == ["no:plot", "no:progress", "side.py", "summary", "no:history"]
+
+
+def test_the_command_that_goes_on_is_told_with_the_code_that_it_needs(lab, stopped, go) -> None:
+    lab(SIDE, "side.py", head="")
+    outcome = stopped(STOPPING, "-p", "side.py", "-p", "summary")
+    command = shlex.split(outcome.line("next"))
+    assert command == ["python", "-m", "framework", "resume", RUN, "-p", "side.py"]
+    assert go(*command[3:]).code == 0
 
 
 def test_code_that_has_gone_can_be_left_out(lab, stopped, go, info) -> None:
