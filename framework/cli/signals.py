@@ -23,10 +23,13 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, BinaryIO
+from typing import Any
+
+from torch.utils.data import DataLoader
 
 from framework.cli import rundir
 from framework.trainer import Trainer
@@ -46,8 +49,7 @@ class Signals:
         self.received = ""  # why the run is to stop
         self._wanted = sys.maxsize  # the step from which on a checkpoint is one that was asked for
         self._trainer: Any = None
-        self._before: dict[int, Any] = {}
-        self._stacks: BinaryIO | None = None
+        self._before, self._undo = {}, contextlib.ExitStack()  # type: dict[int, Any], Any
 
     def on_fit_start(self, trainer: Trainer) -> None:
         self._trainer, self._process = trainer, os.getpid()
@@ -58,10 +60,12 @@ class Signals:
                 if before not in (signal.SIG_IGN, None):  # ignored: under nohup, or behind a shell's &
                     self._before[number] = before
                     signal.signal(number, self._on_signal)
+                    self._undo.callback(signal.signal, number, before)
+            for loader in (each for each in trainer.loaders.values() if isinstance(each, DataLoader)):
+                self._undo.callback(setattr, loader, "worker_init_fn", loader.worker_init_fn)
+                loader.worker_init_fn = partial(_spared, [*self._before], loader.worker_init_fn)
         if trainer.run_dir is not None and not faulthandler.is_enabled():
-            with rundir.writing(trainer.run_dir):
-                self._stacks = (trainer.run_dir / rundir.STACKS).open("ab")
-            faulthandler.enable(self._stacks)
+            self._undo.enter_context(_stacks(trainer.run_dir / rundir.STACKS))
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a worker that was forked: the signal is for the process that it works for
@@ -99,16 +103,30 @@ class Signals:
             trainer.save("last")
 
     def on_teardown(self) -> None:
-        while self._before:
-            signal.signal(*self._before.popitem())
+        self._undo.close()
         self._trainer = None  # and with it the model, which the next variant needs the memory of
-        if self._stacks is not None:
-            faulthandler.disable()
-            self._stacks.close()
-            with contextlib.suppress(OSError):  # the run directory may have gone
-                if not os.path.getsize(self._stacks.name):
-                    os.unlink(self._stacks.name)
-            self._stacks = None
+
+
+@contextlib.contextmanager
+def _stacks(path: Path) -> Iterator[None]:
+    """A crash in C code leaves the stacks of all threads in this file of the run directory."""
+    with rundir.writing(path.parent), path.open("ab") as file:
+        faulthandler.enable(file)
+        yield
+        faulthandler.disable()
+    with contextlib.suppress(OSError):  # the run directory may have gone
+        if not path.stat().st_size:
+            path.unlink()
+
+
+def _spared(numbers: list[int], init: Callable[[int], None] | None, worker: int) -> None:
+    """Start a worker process of a DataLoader. What a terminal or a scheduler sends to every process of a job is for the
+    one that it works for; a second SIGTERM is what ends a worker that hangs."""
+    once: Any = {signal.SIGTERM: lambda number, _: signal.signal(number, signal.SIG_DFL)}
+    for number in numbers:
+        signal.signal(number, once.get(number, signal.SIG_IGN))
+    if init is not None:
+        init(worker)
 
 
 def _say(text: str) -> None:

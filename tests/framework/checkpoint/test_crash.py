@@ -162,7 +162,7 @@ CHANGES = {  # what the operating system calls what changes a disk, and what it 
 
 
 def unescaped(found: re.Match[str]) -> str:
-    """Letters beyond ASCII, of which strace writes the bytes in octal; what is written it cuts, even inside a letter."""
+    """Letters beyond ASCII, of which strace writes the bytes in octal, and may cut one in two."""
     return bytes(int(octal, 8) for octal in found[0].split("\\")[1:]).decode("utf-8", "replace")
 
 

@@ -522,6 +522,38 @@ def recipe():
 
 
 @needs_fork
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [(name, "fork") for name in STOPS]
+    + [(name, "forkserver") for name in STOPS if name != "SIGHUP"],  # which ends a helper process of Python's
+)
+def test_a_signal_to_all_processes_of_a_job_leaves_its_workers_alone(lab, forked, info, tmp_path, name, start) -> None:
+    """As a scheduler sends SIGTERM, and a terminal the others; torch lets a worker that gets SIGTERM end the run."""
+    source = f"""
+import subprocess
+from torch.utils.data import DataLoader, Dataset
+class Rows(Dataset):
+    def __len__(self): return 40
+    def __getitem__(self, index): return torch.full((3,), index / 40), torch.zeros(1)
+def started(worker): open(f"started {{worker}}", "w").close()
+def on_batch_end(trainer):
+    if trainer.step == 5: subprocess.run(["sh", "-c", "kill -{name[3:]} 0"])  # by another one than their parent
+def recipe():
+    one = made(epochs=9)
+    workers = dict(num_workers=2, worker_init_fn=started, multiprocessing_context="{start}")
+    one.train = DataLoader(Rows(), batch_size=2, **workers)
+    return one
+"""
+    status, said = forked(lab(source), *QUICK, first="import os; os.setsid()")
+    assert status == STATUS[name], said
+    assert {path.name for path in tmp_path.glob("started *")} == {"started 0", "started 1"}
+    assert "saved step 5; it is safe to kill" in said
+    assert "Traceback" not in said
+    assert (info()["steps"], info()["stop_reason"]) == (5, REASON[name])
+    assert read(Path(RUN, "checkpoints/step-000000000005")).exact
+
+
+@needs_fork
 def test_a_process_that_was_forked_ends_by_sigterm(lab, forked) -> None:
     source = """
 import os, signal
