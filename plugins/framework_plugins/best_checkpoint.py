@@ -84,6 +84,9 @@ class BestCheckpoint:
         self._last_write = time.monotonic()
         if trainer.step:  # resumed, maybe from the best itself; everything is loaded by then
             trainer.later(partial(self._keep, trainer))
+        elif trainer.run_dir is not None and any((trainer.run_dir / "checkpoints").glob("step-*")):
+            self._written_at = None  # those are of an older fit, which would be gone on with after a kill
+            trainer.later(partial(self._write, trainer))
 
     def _after_batch(self, trainer: Trainer) -> None:
         if trainer.boundary and self.every_steps and trainer.step % self.every_steps == 0:

@@ -34,17 +34,17 @@ class ConfusionMatrix:
         self.name = name
         self.class_names = None if class_names is None else [str(name) for name in class_names]
         self.matrix: dict[str, Tensor] = {}
-        self._counts: Tensor | None = None  # of a pass that is not at its end
+        self._counts: dict[str, Tensor] = {}  # of the passes that are not at their end, by split
         self._looked = False
         self._splits: tuple[str, ...] = ("test",)  # of which answers are counted
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        self._looked, self._counts, self._device = False, None, trainer.device
+        self._looked, self._counts, self._device = False, {}, trainer.device
         self._splits = "val" if "val" in trainer.loaders else "train", "test"
         self.matrix.pop(self._splits[0], None)
 
-    def on_split_start(self) -> None:
-        self._counts = None
+    def on_split_start(self, split: str) -> None:
+        self._counts.pop(split, None)
 
     def on_batch_end(self, trainer: Trainer, split: str, batch: Any, output: Any, samples: int) -> None:
         if not self._looked:  # the first batch of all shows what is wrong, not the last pass
@@ -52,12 +52,12 @@ class ConfusionMatrix:
         if split not in self._splits:
             return
         classes, target = output.size(1), batch[1][:samples]
-        if self._counts is None:
-            self._counts = torch.zeros(classes, classes, dtype=torch.int64, device=output.device)
+        if split not in self._counts:
+            self._counts[split] = torch.zeros(classes, classes, dtype=torch.int64, device=output.device)
         ignored = getattr(trainer.loss, "ignore_index", -100)
         counted = ((target >= 0) & (target < classes) & (target != ignored)).long()
         cells = target * counted * classes + output[:samples].argmax(dim=1)
-        self._counts.view(-1).index_add_(0, cells, counted)
+        self._counts[split].view(-1).index_add_(0, cells, counted)
 
     def _look(self, output: Any, target: Any) -> None:
         scores, labels = (tuple(getattr(part, "shape", ())) for part in (output, target))
@@ -71,18 +71,17 @@ class ConfusionMatrix:
         self._looked = True
 
     def on_split_end(self, trainer: Trainer, split: str) -> None:
-        if self._counts is not None:
-            self.matrix[split] = trainer.sum(self._counts).cpu()
-            self._counts = None
+        if split in self._counts:
+            self.matrix[split] = trainer.sum(self._counts.pop(split)).cpu()
             if split == "test":  # evaluated after the fit
                 self._draw(trainer, split)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"counts": self._counts, "matrix": self.matrix.get(self._splits[0])}
+        return {"counts": self._counts.get(self._splits[0]), "matrix": self.matrix.get(self._splits[0])}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["counts"] is not None:
-            self._counts = state["counts"].to(self._device)
+            self._counts[self._splits[0]] = state["counts"].to(self._device)
         if state["matrix"] is not None:
             self.matrix[self._splits[0]] = state["matrix"]
 

@@ -41,17 +41,17 @@ class TopLosses:
         self.count = count
         self.class_names = None if class_names is None else [str(name) for name in class_names]
         self.worst: dict[str, tuple[Tensor, ...]] = {}
-        self._found: tuple[Tensor, ...] | None = None  # of a pass that is not at its end
+        self._found: dict[str, tuple[Tensor, ...]] = {}  # of the passes that are not at their end, by split
         self._looked = False
         self._splits: tuple[str, ...] = ("test",)  # of which images are kept
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        self._looked, self._found, self._device = False, None, trainer.device
+        self._looked, self._found, self._device = False, {}, trainer.device
         self._splits = "val" if "val" in trainer.loaders else "train", "test"
         self.worst.pop(self._splits[0], None)
 
-    def on_split_start(self) -> None:
-        self._found = None
+    def on_split_start(self, split: str) -> None:
+        self._found.pop(split, None)
 
     def on_batch_end(self, trainer: Trainer, split: str, batch: Any, output: Any, samples: int) -> None:
         if not self._looked:  # the first batch of all shows what is wrong, not the last pass
@@ -64,10 +64,10 @@ class TopLosses:
         losses = F.cross_entropy(output, target * counted, reduction="none").where(counted, -math.inf)
         sure, answer = output.softmax(dim=1).max(dim=1)
         found: tuple[Tensor, ...] = losses, x, target, answer, sure
-        if self._found is not None:
-            found = tuple(torch.cat(pair) for pair in zip(self._found, found, strict=True))
+        if split in self._found:
+            found = tuple(torch.cat(pair) for pair in zip(self._found[split], found, strict=True))
         largest = found[0].topk(min(self.count, len(found[0]))).indices
-        self._found = tuple(part[largest] for part in found)
+        self._found[split] = tuple(part[largest] for part in found)
 
     def _look(self, output: Any, x: Any, target: Any) -> None:
         scores, labels = (tuple(getattr(part, "shape", ())) for part in (output, target))
@@ -82,19 +82,18 @@ class TopLosses:
         self._looked = True
 
     def on_split_end(self, trainer: Trainer, split: str) -> None:
-        if self._found is not None:
-            counted = self._found[0] != -math.inf
-            self.worst[split] = tuple(part[counted].cpu() for part in self._found)
-            self._found = None
+        if found := self._found.pop(split, None):
+            counted = found[0] != -math.inf
+            self.worst[split] = tuple(part[counted].cpu() for part in found)
             if split == "test":  # evaluated after the fit
                 self._draw(trainer, split)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"found": self._found, "worst": self.worst.get(self._splits[0])}
+        return {"found": self._found.get(self._splits[0]), "worst": self.worst.get(self._splits[0])}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["found"] is not None:
-            self._found = tuple(part.to(self._device) for part in state["found"])
+            self._found[self._splits[0]] = tuple(part.to(self._device) for part in state["found"])
         if state["worst"] is not None:
             self.worst[self._splits[0]] = state["worst"]
 

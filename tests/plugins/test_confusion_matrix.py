@@ -61,6 +61,23 @@ def test_a_second_pass_counts_anew() -> None:
         assert plugin.matrix["test"].sum() == 23
 
 
+def test_an_evaluation_inside_of_an_epoch_loses_nothing_of_it() -> None:
+    class Looks:
+        def on_batch_end(self, trainer: Trainer, split: str) -> None:
+            if split == "train" and trainer.step == 2:
+                trainer.evaluate(classes(7), 3)
+
+    plugins = [ConfusionMatrix(), ConfusionMatrix()]
+    for extra, plugin in zip(([], [Looks()]), plugins, strict=True):
+        trainer = trainer_of(plugin)
+        Trainer(trainer.model, trainer.loss, trainer.optimizer, [plugin, *extra], device="cpu").fit(
+            classes(), epochs=1, batch_size=5, shuffle=False
+        )
+    assert plugins[0].matrix["train"].sum() == 23
+    assert torch.equal(plugins[0].matrix["train"], plugins[1].matrix["train"])
+    assert plugins[1].matrix["test"].sum() == 7
+
+
 def test_rows_that_are_padding_do_not_count() -> None:
     class Pads:
         def on_batch_start(self, trainer: Trainer) -> None:

@@ -52,6 +52,22 @@ def test_fewer_samples_than_asked_for_are_all_kept() -> None:
     assert len(plugin.worst["test"][0]) == 23
 
 
+def test_an_evaluation_inside_of_an_epoch_loses_nothing_of_it() -> None:
+    class Looks:
+        def on_batch_end(self, trainer: Trainer, split: str) -> None:
+            if split == "train" and trainer.step == 2:
+                trainer.evaluate(images(4, 4, samples=7, seed=1), 3)
+
+    plugins = [TopLosses(count=23), TopLosses(count=23)]
+    for extra, plugin in zip(([], [Looks()]), plugins, strict=True):
+        trainer = trainer_of(plugin)
+        Trainer(trainer.model, trainer.loss, trainer.optimizer, [plugin, *extra], device="cpu").fit(
+            images(4, 4), epochs=1, batch_size=5, shuffle=False
+        )
+    assert len(plugins[0].worst["train"][0]) == 23
+    assert torch.equal(plugins[0].worst["train"][0], plugins[1].worst["train"][0])
+
+
 def test_of_a_fit_the_last_pass_over_the_validation_set_counts(tmp_path: Path) -> None:
     plugin = TopLosses(count=3, class_names=["cat", "dog", "elk"])
     trainer = trainer_of(plugin, run_dir=tmp_path)

@@ -1054,3 +1054,25 @@ def test_a_setting_that_only_the_new_process_has_does_not_stay_in_a_group(tmp_pa
     resumed = trainer_in(None, [Marks()])
     resumed.fit((X, Y), epochs=2, batch_size=3, resume=tmp_path)
     assert "mark" not in resumed.optimizer.param_groups[0]
+
+
+def test_a_fit_that_begins_anew_in_the_directory_of_an_older_one_is_the_one_that_is_resumed(
+    oracle: Any, tmp_path: Path
+) -> None:
+    """Killed before its first own save, it went on as the older fit, whose checkpoints were all that there was."""
+    older, killed = tmp_path / "run", tmp_path / "killed"
+    trainer_in(older, plugins=[BestCheckpoint(), StopAt(2)]).fit((X, Y), epochs=2, batch_size=4)
+
+    class Kill:
+        def on_batch_end(self, trainer: Trainer) -> None:
+            if trainer.step == 1:
+                shutil.copytree(older, killed)
+
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 4}
+    torch.manual_seed(7)
+    newer = trainer_in(older, plugins=[BestCheckpoint(), Kill()])
+    torch.manual_seed(8)
+    newer.fit((X, Y), **options)
+    resumed = trainer_in(killed, plugins=[BestCheckpoint()])
+    resumed.fit((X, Y), **options, resume=killed)
+    oracle.assert_same(end(oracle, resumed), end(oracle, newer))
