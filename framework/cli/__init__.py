@@ -16,6 +16,7 @@ import io
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # no console encoding may end a run
             stream.reconfigure(errors="backslashreplace", line_buffering=True)  # and a pipe is not to wait for the end
     verbose = bool({"-v", "--verbose"} & set(arguments))
+    if not verbose:  # where in torch it was found tells a user nothing
+        warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         return _dispatch(arguments)
     except FrameworkError as error:
@@ -103,20 +106,18 @@ def _dispatch(arguments: list[str]) -> int:
 
 def verbs() -> dict[str, importlib.metadata.EntryPoint]:
     """The verbs of the command line that packages bring along: functions of run directories and the like."""
-    points = importlib.metadata.entry_points(group=COMMANDS)
-    return {point.name: point for point in sorted(points, key=lambda point: point.name)}
+    return {p.name: p for p in sorted(importlib.metadata.entry_points(group=COMMANDS), key=lambda p: p.name)}
 
 
 def _loaded(point: importlib.metadata.EntryPoint) -> Callable[..., Any]:
     """A verb that a package brings along; a UsageError that names the package if it cannot be imported."""
     try:
-        verb: Callable[..., Any] = point.load()
+        return point.load()  # type: ignore[no-any-return]
     except (Exception, SystemExit) as error:
         from framework.discovery import origin
 
         said = f"{type(error).__name__}: {error}"
         raise UsageError(f"the verb {point.name!r} of {origin(point)} cannot be loaded: {said}") from error
-    return verb
 
 
 def _help() -> str:

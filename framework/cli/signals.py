@@ -133,10 +133,9 @@ def _say(text: str) -> None:
     """Write to stderr past its buffer, which the print that a handler interrupts may hold."""
     try:
         os.write(sys.stderr.fileno(), text.encode("ascii"))
-    except io.UnsupportedOperation:  # a stream without a file, of a notebook or a test
-        sys.stderr.write(text)
-    except OSError:  # nobody reads it any more
-        pass
+    except OSError as error:  # nobody reads it any more
+        if isinstance(error, io.UnsupportedOperation):  # or it is a stream without a file, of a notebook or a test
+            sys.stderr.write(text)
 
 
 def _leave_the_terminal() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 import sys
 
 import pytest
@@ -297,6 +299,21 @@ def test_verbose_is_understood_by_every_verb(go) -> None:
     outcome = go("evaluate", "nosuch", "-v")
     assert outcome.code == 2
     assert "RunDirError: nosuch is not a run directory" in outcome.err
+
+
+@pytest.mark.parametrize("options", [[], ["-v"]], ids=["plain", "verbose"])
+def test_a_warning_is_a_line_and_its_place_is_told_with_verbose(lab, options) -> None:
+    source = "def recipe(): return made(y=torch.zeros(6).long(), model=nn.Sequential(nn.Linear(3, 2), nn.Softmax(1)), "
+    path = lab(source + "loss=nn.CrossEntropyLoss())\n")
+    command = [sys.executable, "-m", "framework", path, *options, "-p", "no:plot", "-p", "no:progress"]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment)
+    assert done.returncode == 0
+    told = "the loss gets probabilities (rows sum to 1), and takes scores: leave out softmax, use CrossEntropyLoss"
+    if options:
+        assert re.search(rf"\.py:\d+: UserWarning: {re.escape(told)}\n", done.stderr)
+    else:
+        assert done.stderr == f"warning: {told}\n"
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["lab.py", "--version"]])
