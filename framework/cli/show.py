@@ -43,12 +43,12 @@ def plugins(
         except PluginError as error:
             findings = [" ".join(str(error).split())]
         if findings:
-            print(f"{name:<16} {origin(point):<26} broken: {'; '.join(findings)}")
+            print(f"{name:<17} {origin(point):<26} broken: {'; '.join(findings)}")
             continue
         state = "default" if name in active else "available"
         summary = (found.plugin.__doc__ or "").strip().partition("\n")[0]
-        print(f"{name:<16} {origin(point):<26} {state:<9}  {summary}")
-        print(f"{'':<16} {'':<26} {'':<9}  {', '.join(impl.hook.name for impl in impls)}")
+        print(f"{name:<17} {origin(point):<26} {state:<9}  {summary}")
+        print(f"{'':<17} {'':<26} {'':<9}  {', '.join(impl.hook.name for impl in impls)}")
     return 0
 
 
@@ -69,7 +69,7 @@ def _print_order(recipe: str, extra: tuple[str, ...]) -> None:
                 raise PluginError("\n".join(findings))
             hooks = ", ".join(impl.hook.name for impl in impls)
             where = listed.distribution or "this session"
-            print(f"{number:>3}  {listed.name:<16} {listed.listed:<14} {where:<26} {hooks}")
+            print(f"{number:>3}  {listed.name:<17} {listed.listed:<14} {where:<26} {hooks}")
 
 
 def hooks() -> int:

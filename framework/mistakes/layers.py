@@ -80,6 +80,6 @@ RULES: tuple[Rule, ...] = (
     (r"more than 1 value", "batch normalization cannot train on one sample: use a larger batch_size or drop_last=True"),
     (r"graph a second time", "a tensor of an earlier step is used with its gradients (a kept state?): detach() it"),
     (r"inplace operation", "a tensor that the gradients need was changed in place (by +=, add_, x[i] = ...): copy it"),
-    (r"argument: 'closure'", "this optimizer evaluates the loss several times a step: a plugin must give it a closure"),
+    (r"argument: 'closure'", "this optimizer needs a closure, which a plugin gives it: python -m framework plugins"),
     (r"device-side assert", "an index on the GPU was out of range, of a label or an Embedding; device='cpu' names it"),
 )

@@ -486,7 +486,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], Words]] = {
     "an optimizer that needs a closure": (
         lambda: fit(kind=torch.optim.LBFGS),
         DataError,
-        ("this optimizer", "a plugin must give it a closure"),
+        ("this optimizer", "needs a closure, which a plugin gives it"),
     ),
     "a model on meta": (
         lambda: fit(model=nn.Linear(3, 1, device="meta")),

@@ -228,7 +228,7 @@ def test_a_tensor_that_was_changed_in_place_is_told(refused: Callable[..., str])
 def test_an_optimizer_that_needs_a_closure_is_told(fit: Callable[..., Any]) -> None:
     model = nn.Linear(3, 1)
     trainer = Trainer(model, nn.MSELoss(), torch.optim.LBFGS(model.parameters()), device="cpu")
-    with pytest.raises(UsageError, match="a plugin must give it a closure"):
+    with pytest.raises(UsageError, match="needs a closure, which a plugin gives it"):
         trainer.fit(COLUMN)
 
 
