@@ -28,6 +28,7 @@ VERBS = {
     "evaluate": "runs", "hooks": "show", "plugins": "show", "predict": "runs", "recipes": "show", "resume": "resume",
 }  # fmt: skip
 
+PLAIN = warnings.formatwarning
 DISK_FAULTS = (errno.ENOSPC, errno.EIO, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # nobody's mistake
 
 USAGE = """\
@@ -44,8 +45,8 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # no console encoding may end a run
             stream.reconfigure(errors="backslashreplace", line_buffering=True)  # and a pipe is not to wait for the end
     verbose = bool({"-v", "--verbose"} & set(arguments))
-    if not verbose:  # where in torch it was found tells a user nothing
-        warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    if not verbose:  # where in torch it was found tells a user nothing; where a RuntimeWarning of NumPy arose does
+        warnings.formatwarning = lambda it, of, *at: f"warning: {it}\n" if of is UserWarning else PLAIN(it, of, *at)
     try:
         return _dispatch(arguments)
     except FrameworkError as error:

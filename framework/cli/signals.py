@@ -52,18 +52,17 @@ class Signals:
         self._before, self._undo = {}, contextlib.ExitStack()  # type: dict[int, Any], Any
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        self._trainer, self._process = trainer, os.getpid()
-        self._saved = trainer.step or -1  # the step of the last checkpoint
+        self._trainer, self._process, self._saved = trainer, os.getpid(), trainer.step or -1
         if threading.current_thread() is threading.main_thread():
             for number in filter(None, (getattr(signal, name, None) for name in (*REASONS, "SIGUSR1"))):
-                before = signal.getsignal(number)
-                if before not in (signal.SIG_IGN, None):  # ignored: under nohup, or behind a shell's &
+                # ignored: under nohup, or behind a shell's &
+                if (before := signal.getsignal(number)) not in (signal.SIG_IGN, None):
                     self._before[number] = before
                     signal.signal(number, self._on_signal)
                     self._undo.callback(signal.signal, number, before)
             for loader in (each for each in trainer.loaders.values() if isinstance(each, DataLoader)):
-                self._undo.callback(setattr, loader, "worker_init_fn", loader.worker_init_fn)
-                loader.worker_init_fn = partial(_spared, [*self._before], loader.worker_init_fn)
+                loader.worker_init_fn = alone = partial(_alone, loader.worker_init_fn)
+                self._undo.callback(_put_back, loader, alone)
         if trainer.run_dir is not None and not faulthandler.is_enabled():
             self._undo.enter_context(_stacks(trainer.run_dir / rundir.STACKS))
 
@@ -119,14 +118,17 @@ def _stacks(path: Path) -> Iterator[None]:
             path.unlink()
 
 
-def _spared(numbers: list[int], init: Callable[[int], None] | None, worker: int) -> None:
-    """Start a worker process of a DataLoader. What a terminal or a scheduler sends to every process of a job is for the
-    one that it works for; a second SIGTERM is what ends a worker that hangs."""
-    once: Any = {signal.SIGTERM: lambda number, _: signal.signal(number, signal.SIG_DFL)}
-    for number in numbers:
-        signal.signal(number, once.get(number, signal.SIG_IGN))
+def _alone(init: Callable[[int], None] | None, worker: int) -> None:
+    """Start a worker process of a DataLoader in a group of its own: what a terminal or a scheduler sends to a group is
+    for the process that it works for. Its handlers stay torch's, which end it even where it hangs in C code."""
+    getattr(os, "setpgrp", lambda: None)()  # Windows has no groups
     if init is not None:
         init(worker)
+
+
+def _put_back(loader: Any, alone: Any) -> None:
+    if loader.worker_init_fn is alone:
+        (loader.worker_init_fn,) = alone.args
 
 
 def _say(text: str) -> None:

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch.nn.parameter import is_lazy
+
 from framework import CheckpointError, Monitor, Result, Snapshot, Trainer, UsageError, hookimpl
 
 SPACING = 20  # writing takes at most a twentieth of the time of a run
@@ -86,7 +88,14 @@ class BestCheckpoint:
             trainer.later(partial(self._keep, trainer))
         elif trainer.run_dir is not None and any((trainer.run_dir / "checkpoints").glob("step-*")):
             self._written_at = None  # those are of an older fit, which would be gone on with after a kill
-            trainer.later(partial(self._write, trainer))
+            trainer.later(partial(self._begin, trainer))
+
+    def _begin(self, trainer: Trainer) -> None:
+        model = trainer.model
+        if any(map(is_lazy, (*model.parameters(), *model.buffers()))):  # it has no numbers before its first batch
+            trainer.later(partial(self._begin, trainer))
+        else:
+            self._write(trainer)
 
     def _after_batch(self, trainer: Trainer) -> None:
         if trainer.boundary and self.every_steps and trainer.step % self.every_steps == 0:
@@ -192,6 +201,7 @@ class BestCheckpoint:
         if self.restore_best and state["row"] and copy is None:
             raise CheckpointError("the weights of the best epoch were not kept: the fit had begun without restore_best")
         self.monitor.load_state_dict(state)
+        self._written_at = self._begun_at
         self._row, self._is_on_disk, self._is_here = state["row"], state["on_disk"], copy == "here"
         if isinstance(copy, dict):
             self._best = Snapshot(**{**copy, "rows": (self._rows, copy["rows"])})

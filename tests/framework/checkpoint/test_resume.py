@@ -1076,3 +1076,41 @@ def test_a_fit_that_begins_anew_in_the_directory_of_an_older_one_is_the_one_that
     resumed = trainer_in(killed, plugins=[BestCheckpoint()])
     resumed.fit((X, Y), **options, resume=killed)
     oracle.assert_same(end(oracle, resumed), end(oracle, newer))
+
+
+def test_one_that_is_resumed_before_its_first_step_is_not_saved_there_again(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    trainer_in(run_dir, plugins=[BestCheckpoint(), StopAt(2)]).fit((X, Y), epochs=2, batch_size=4)
+
+    class StopsAtOnce:
+        def on_fit_start(self, trainer: Trainer) -> None:
+            trainer.stop("at once")
+
+    def checkpoints() -> set[str]:
+        return {path.name for path in (run_dir / "checkpoints").glob("step-*")}
+
+    trainer_in(run_dir, plugins=[BestCheckpoint(), StopsAtOnce()]).fit((X, Y), epochs=2, batch_size=4)
+    before = checkpoints()
+    assert "step-000000000000" in before
+    for _ in range(2):
+        again = trainer_in(run_dir, plugins=[BestCheckpoint(), StopsAtOnce()])
+        again.fit((X, Y), epochs=2, batch_size=4, resume=run_dir)
+        assert again.step == 0
+    assert checkpoints() == before
+
+
+def test_a_lazy_model_that_begins_anew_is_saved_after_its_first_batch(tmp_path: Path) -> None:
+    def lazy(*plugins: Any) -> Trainer:
+        model = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        return Trainer(model, nn.functional.mse_loss, optimizer, [BestCheckpoint(), *plugins], "cpu", tmp_path)
+
+    lazy().fit((X, Y), epochs=1, batch_size=4)
+    steps = []
+
+    class Tells:
+        def on_checkpoint(self, path: Path) -> None:
+            steps.append(read(path).step)
+
+    lazy(Tells()).fit((X, Y), epochs=2, batch_size=4)
+    assert steps[0] == 1

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from framework import run
 from framework.checkpoint import find, read
@@ -524,11 +525,12 @@ def recipe():
 @needs_fork
 @pytest.mark.parametrize(
     ("name", "start"),
-    [(name, "fork") for name in STOPS]
-    + [(name, "forkserver") for name in STOPS if name != "SIGHUP"],  # which ends a helper process of Python's
-)
-def test_a_signal_to_all_processes_of_a_job_leaves_its_workers_alone(lab, forked, info, tmp_path, name, start) -> None:
-    """As a scheduler sends SIGTERM, and a terminal the others; torch lets a worker that gets SIGTERM end the run."""
+    [(name, "fork") for name in NAMES] + [("SIGINT", "forkserver"), ("SIGTERM", "forkserver")],
+)  # others end the processes that Python itself has for forkserver
+def test_a_signal_to_a_group_of_processes_leaves_the_workers_in_it_alone(
+    lab, forked, info, tmp_path, name, start
+) -> None:
+    """As terminals and schedulers send them; torch ends a run of which a worker gets SIGTERM."""
     source = f"""
 import subprocess
 from torch.utils.data import DataLoader, Dataset
@@ -539,18 +541,58 @@ def started(worker): open(f"started {{worker}}", "w").close()
 def on_batch_end(trainer):
     if trainer.step == 5: subprocess.run(["sh", "-c", "kill -{name[3:]} 0"])  # by another one than their parent
 def recipe():
-    one = made(epochs=9)
+    one = made(epochs=2)
     workers = dict(num_workers=2, worker_init_fn=started, multiprocessing_context="{start}")
     one.train = DataLoader(Rows(), batch_size=2, **workers)
     return one
 """
-    status, said = forked(lab(source), *QUICK, first="import os; os.setsid()")
-    assert status == STATUS[name], said
+    # SIGUSR1 would end the shell that sends it
+    status, said = forked(lab(source.replace('"kill', '"trap : USR1; kill')), *QUICK, first="import os; os.setsid()")
+    assert status == STATUS.get(name, 0), said
     assert {path.name for path in tmp_path.glob("started *")} == {"started 0", "started 1"}
-    assert "saved step 5; it is safe to kill" in said
+    assert "saved step 5" in said
     assert "Traceback" not in said
-    assert (info()["steps"], info()["stop_reason"]) == (5, REASON[name])
-    assert read(Path(RUN, "checkpoints/step-000000000005")).exact
+    assert (info()["steps"], info()["stop_reason"]) == ((5, REASON[name]) if name in STOPS else (40, "completed"))
+    assert read(Path(RUN, "checkpoints/step-000000000005")).exact or name not in STOPS
+
+
+@needs_fork
+def test_a_worker_that_hangs_in_c_code_is_ended_with_the_run(lab) -> None:
+    """torch and multiprocessing end it by SIGTERM, of which Python would hear nothing there."""
+    source = """
+import ctypes
+from torch.utils.data import DataLoader, Dataset
+class Rows(Dataset):
+    def __len__(self): return 40
+    def __getitem__(self, index):
+        if index == 20:
+            c, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+            c.pthread_mutex_lock(mutex), c.pthread_mutex_lock(mutex)
+        return torch.full((3,), index / 40), torch.zeros(1)
+def recipe():
+    one = made()
+    one.train = DataLoader(Rows(), batch_size=2, num_workers=1, timeout=1)
+    return one
+"""
+    command = [sys.executable, "-m", "framework", lab(source), *QUICK]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, timeout=120)
+    assert done.returncode == 1
+    assert "DataLoader timed out" in done.stderr
+
+
+@pytest.mark.parametrize("by_a_plugin", [False, True])
+def test_the_loaders_of_the_user_are_put_back(by_a_plugin) -> None:
+    def mine(worker: int) -> None:
+        pass
+
+    class Sets:
+        def on_fit_end(self, trainer: Any) -> None:
+            trainer.loaders["train"].worker_init_fn = None
+
+    loader = DataLoader(TensorDataset(*tiny_data()), batch_size=2, num_workers=1, worker_init_fn=mine)
+    tiny_trainer(plugins=[Sets(), Signals()] if by_a_plugin else [Signals()]).fit(loader, epochs=1)
+    assert loader.worker_init_fn is (None if by_a_plugin else mine)
 
 
 @needs_fork
