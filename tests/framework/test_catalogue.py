@@ -35,7 +35,8 @@ from framework import (
 )
 from framework.cli import main
 
-X, Y, LABELS = torch.rand(5, 3), torch.rand(5, 1), torch.tensor([0, 1, 2, 1, 0])
+X, Y = torch.linspace(0.05, 0.95, 15).reshape(5, 3), torch.linspace(0.1, 0.9, 5).reshape(5, 1)
+LABELS = torch.tensor([0, 1, 2, 1, 0])
 MADE: list[Trainer] = []  # by the entry that is tried
 
 
