@@ -28,7 +28,7 @@ VERBS = {
     "evaluate": "runs", "hooks": "show", "plugins": "show", "predict": "runs", "recipes": "show", "resume": "resume",
 }  # fmt: skip
 
-PLAIN = warnings.formatwarning
+USUAL = warnings.formatwarning
 DISK_FAULTS = (errno.ENOSPC, errno.EIO, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # nobody's mistake
 
 USAGE = """\
@@ -45,8 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # no console encoding may end a run
             stream.reconfigure(errors="backslashreplace", line_buffering=True)  # and a pipe is not to wait for the end
     verbose = bool({"-v", "--verbose"} & set(arguments))
-    if not verbose:  # where in torch it was found tells a user nothing; where a RuntimeWarning of NumPy arose does
-        warnings.formatwarning = lambda it, of, *at: f"warning: {it}\n" if of is UserWarning else PLAIN(it, of, *at)
+    warnings.formatwarning = USUAL if verbose else _in_a_line
     try:
         return _dispatch(arguments)
     except FrameworkError as error:
@@ -62,6 +61,11 @@ def main(argv: list[str] | None = None) -> int:
     except Exception:
         traceback.print_exc()
         return 1
+
+
+def _in_a_line(message: Any, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
+    """A UserWarning without its place, somewhere in torch; where a RuntimeWarning of NumPy arose is worth telling."""
+    return f"warning: {message}\n" if category is UserWarning else USUAL(message, category, filename, lineno, line)
 
 
 def _tell(error: FrameworkError, verbose: bool) -> None:

@@ -89,8 +89,7 @@ def of_recipe(lab: Lab, arguments: list[str]) -> tuple[dict[str, Any], Options]:
         help_text = (helps.get(name) or "").replace("\n", " ")
         kind: Any = types.get(name, type(parameter.default))
         fields.append((name, Annotated[kind, tyro.conf.arg(help=help_text)], _default(parameter.default, kind)))
-    for option in dataclasses.fields(Options):
-        fields.append((option.name, own[option.name], _default(option.default)))
+    fields += [(option.name, own[option.name], _default(option.default)) for option in dataclasses.fields(Options)]
     target = dataclasses.make_dataclass("Knobs", fields)
     # tyro joins the lines of a paragraph, so these become paragraphs
     about = re.sub(r"^((?:Expect|Next): .+)$", r"\1\n", lab.documentation, flags=re.MULTILINE)

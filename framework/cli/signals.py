@@ -52,6 +52,7 @@ class Signals:
         self._before, self._undo = {}, contextlib.ExitStack()  # type: dict[int, Any], Any
 
     def on_fit_start(self, trainer: Trainer) -> None:
+        # the last is the step of the last checkpoint
         self._trainer, self._process, self._saved = trainer, os.getpid(), trainer.step or -1
         if threading.current_thread() is threading.main_thread():
             for number in filter(None, (getattr(signal, name, None) for name in (*REASONS, "SIGUSR1"))):

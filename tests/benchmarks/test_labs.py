@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
+import labs
 import pytest
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def labs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("labs", ROOT / "benchmarks" / "labs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "labs", module)  # where dataclasses look up their types
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_with_names_it_runs_those_and_writes_nothing(labs, capsys, monkeypatch, tmp_path):
+def test_with_names_it_runs_those_and_writes_nothing(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(labs, "DOCS", tmp_path)
 
     labs.main(["learning_rate"])
@@ -38,7 +25,7 @@ def test_with_names_it_runs_those_and_writes_nothing(labs, capsys, monkeypatch, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_pictures_of_a_recipe_are_kept_under_the_names_that_the_pages_show(labs, tmp_path):
+def test_the_pictures_of_a_recipe_are_kept_under_the_names_that_the_pages_show(tmp_path):
     labs.measure("preprocessing", tmp_path)
     labs.measure("linear_regression", tmp_path)
 
@@ -48,7 +35,7 @@ def test_the_pictures_of_a_recipe_are_kept_under_the_names_that_the_pages_show(l
     assert "linear_regression/001" in (tmp_path / "linear_regression.svg").read_text(encoding="utf-8")
 
 
-def test_a_recipe_that_fails_ends_it(labs, monkeypatch, tmp_path):
+def test_a_recipe_that_fails_ends_it(monkeypatch, tmp_path):
     monkeypatch.setattr(labs, "RECIPES", tmp_path)
     (tmp_path / "broken.py").write_text('"""Lab 00: broken.\n\nExpect: 1.\n"""\ndef recipe(): raise KeyError("x")\n')
 
@@ -56,7 +43,7 @@ def test_a_recipe_that_fails_ends_it(labs, monkeypatch, tmp_path):
         labs.measure("broken")
 
 
-def test_what_it_measured_is_of_every_recipe_there_is_with_what_it_is_to_expect(labs):
+def test_what_it_measured_is_of_every_recipe_there_is_with_what_it_is_to_expect():
     for page in (ROOT / "docs" / "labs" / "figures.md", ROOT / "docs" / "ko" / "labs" / "figures.md"):
         text = page.read_text(encoding="utf-8")
         for recipe in (ROOT / "recipes").glob("[!_]*.py"):

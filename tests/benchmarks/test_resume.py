@@ -2,48 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
-
 import pytest
-import torch
-
-FILE = Path(__file__).parents[2] / "benchmarks" / "resume.py"
+import resume
 
 
-@pytest.fixture
-def resume(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("resume", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "resume", module)  # where dataclasses look up their types
-    spec.loader.exec_module(module)
-    threads = torch.get_num_threads()
-    yield module
-    torch.set_num_threads(threads)
-
-
-def test_killed_fits_end_alike(resume: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_killed_fits_end_alike(capsys: pytest.CaptureFixture[str]) -> None:
     assert resume.main(["--cases", "10"]) == 0
     assert "10 fits killed" in capsys.readouterr().out
     assert resume.main(["--case", "3"]) == 0
     assert capsys.readouterr().out.startswith("Case(optimizer=")
 
 
-def test_a_plugin_that_forgets_is_found(
-    resume: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plugin_that_forgets_is_found(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resume.Schedule, "load_state_dict", lambda self, state: None)
     with pytest.warns(UserWarning, match="the state of plugin 'schedule' was not put back as it was"):
         assert resume.main(["--cases", "10"]) == 1
     assert "differences, the first: " in capsys.readouterr().out
 
 
-def test_the_draws_reach_every_setting(resume: ModuleType) -> None:
+def test_the_draws_reach_every_setting() -> None:
     cases = [resume.drawn(number) for number in range(1000)]
     assert {case.optimizer for case in cases} == set(resume.OPTIMIZERS)
     assert {case.scheduler for case in cases} == set(resume.SCHEDULERS)

@@ -5,32 +5,16 @@ How long anything takes is for no test to say.
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
-
-FILE = Path(__file__).parents[2] / "benchmarks" / "scaling.py"
+import scaling
 
 
-@pytest.fixture
-def scaling(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("scaling", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "scaling", module)  # where dataclasses look up their types
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "STEPS", 12)
-    threads = torch.get_num_threads()
-    yield module
-    torch.set_num_threads(threads)
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaling, "STEPS", 12)
 
 
 @pytest.mark.parametrize(
@@ -38,10 +22,10 @@ def scaling(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     [("rows", 5, 12), ("rows", 7, 12), ("rows", 20_000, 1000), ("plugins", 0, 12), ("plugins", 3, 12),
      ("epochs", 1, 1), ("epochs", 20, 20), ("width", 200_000, 30)],
 )  # fmt: skip
-def test_every_side_of_a_point_takes_the_same_steps_to_the_same_weights(scaling, capsys, sweep, value, steps):
+def test_every_side_of_a_point_takes_the_same_steps_to_the_same_weights(capsys, monkeypatch, sweep, value, steps):
     if sweep == "width":  # as many steps as of the widest, with a model that is quick
         given = scaling.problem(sweep, value)
-        scaling.problem = lambda *_: scaling.replace(given, width=4)
+        monkeypatch.setattr(scaling, "problem", lambda *_: scaling.replace(given, width=4))
     told = {}
     for side in scaling.SWEEPS[sweep].sides:
         assert scaling.main(["--child", sweep, str(value), side]) == 0
@@ -56,7 +40,7 @@ def test_every_side_of_a_point_takes_the_same_steps_to_the_same_weights(scaling,
         assert figures["before"] > scaling.MiB
 
 
-def test_a_point_is_measured_in_processes_of_its_own(scaling, capfd):
+def test_a_point_is_measured_in_processes_of_its_own(capfd):
     (row,) = scaling.swept("plugins", [2], turns=1)
 
     assert list(row) == ["value", "raw", "trainer"]
@@ -68,12 +52,12 @@ def test_a_point_is_measured_in_processes_of_its_own(scaling, capfd):
     assert "plugins 2: raw " in capfd.readouterr().err
 
 
-def test_a_process_that_fails_ends_it(scaling):
+def test_a_process_that_fails_ends_it():
     with pytest.raises(SystemExit, match="rows nothing raw ended with 1: "):
         scaling.child("rows", "nothing", "raw")
 
 
-def test_the_history_is_what_an_epoch_leaves_behind(scaling):
+def test_the_history_is_what_an_epoch_leaves_behind():
     told = scaling.traced("trainer", 100)
 
     assert 100 < told["held"] < scaling.ROW
@@ -119,12 +103,12 @@ def results() -> dict[str, Any]:
     return {"machine": about, "turns": 3, "quick": False, "sweeps": sweeps, "traced": traced}
 
 
-def test_nothing_grows_in_good_results(scaling):
+def test_nothing_grows_in_good_results():
     assert scaling.grown(results()) == []
     assert scaling.grown({**results(), "sweeps": {}}) == []
 
 
-def test_a_process_that_grows_with_the_epochs_is_named(scaling):
+def test_a_process_that_grows_with_the_epochs_is_named():
     given = results()
     for row in given["sweeps"]["epochs"]:
         row["trainer"]["after"] = 5000 * row["value"]
@@ -134,7 +118,7 @@ def test_a_process_that_grows_with_the_epochs_is_named(scaling):
     assert told.startswith("epochs, trainer: the process grows by 5000 bytes an epoch, more than 1024 (")
 
 
-def test_few_epochs_say_nothing_about_a_process(scaling):
+def test_few_epochs_say_nothing_about_a_process():
     given = results()
     given["sweeps"]["epochs"] = given["sweeps"]["epochs"][:3]
     given["sweeps"]["epochs"][-1]["trainer"]["after"] = 10 * scaling.MiB
@@ -142,7 +126,7 @@ def test_few_epochs_say_nothing_about_a_process(scaling):
     assert scaling.grown(given) == []
 
 
-def test_what_is_left_without_the_history_is_named_with_its_place(scaling):
+def test_what_is_left_without_the_history_is_named_with_its_place():
     given = results()
     given["traced"]["with plugins"].update(left=88.0, places={"plugins/best.py:3": 88.0, "framework/loop.py:69": 200.0})
 
@@ -152,7 +136,7 @@ def test_what_is_left_without_the_history_is_named_with_its_place(scaling):
     ]
 
 
-def test_rows_that_are_too_long_are_named(scaling):
+def test_rows_that_are_too_long_are_named():
     given = results()
     given["traced"]["trainer"].update(held=2000.0, places={})
 
@@ -161,14 +145,14 @@ def test_rows_that_are_too_long_are_named(scaling):
     ]  # fmt: skip
 
 
-def test_an_epoch_that_takes_longer_in_a_long_fit_is_named(scaling):
+def test_an_epoch_that_takes_longer_in_a_long_fit_is_named():
     given = results()
     given["sweeps"]["epochs"][-1]["trainer"]["us"] = 900.0
 
     assert scaling.grown(given) == ["epochs, trainer: an epoch of 100,000 takes 900 us, of fewer 40"]
 
 
-def test_plugins_that_cost_more_than_in_a_straight_line_are_named(scaling):
+def test_plugins_that_cost_more_than_in_a_straight_line_are_named():
     given = results()
     for row in given["sweeps"]["plugins"]:
         row["trainer"]["us"] = 40 + row["value"] ** 2 / 10
@@ -179,7 +163,7 @@ def test_plugins_that_cost_more_than_in_a_straight_line_are_named(scaling):
 
 
 @pytest.mark.parametrize("slope", [0.0, -0.01, 0.5, 30.0])
-def test_a_straight_line_may_be_steep(scaling, slope):
+def test_a_straight_line_may_be_steep(slope):
     given = results()
     for row in given["sweeps"]["plugins"]:
         row["trainer"]["us"] = 40 + slope * row["value"]
@@ -188,7 +172,7 @@ def test_a_straight_line_may_be_steep(scaling, slope):
     assert scaling.per_plugin(given["sweeps"]["plugins"]) == pytest.approx(slope)
 
 
-def test_sides_that_do_not_train_the_same_are_named(scaling):
+def test_sides_that_do_not_train_the_same_are_named():
     given = results()
     given["sweeps"]["rows"][1]["trainer"]["weights"] = ["bb"]
     given["sweeps"]["width"][3]["trainer"]["steps"] = 999
@@ -199,7 +183,7 @@ def test_sides_that_do_not_train_the_same_are_named(scaling):
     ]
 
 
-def test_results_are_read_again_told_and_drawn(scaling, capsys, tmp_path):
+def test_results_are_read_again_told_and_drawn(capsys, tmp_path):
     (tmp_path / "given.json").write_text(json.dumps(results()))
     given = ["--from", str(tmp_path / "given.json"), "--json", str(tmp_path / "again.json")]
 
@@ -220,7 +204,7 @@ def test_results_are_read_again_told_and_drawn(scaling, capsys, tmp_path):
     assert "<!-- with 3 plugins -->" in drawn[0].read_text(encoding="utf-8")
 
 
-def test_tables_for_a_page(scaling, capsys, tmp_path):
+def test_tables_for_a_page(capsys, tmp_path):
     given = results()
     given["sweeps"]["rows"][0]["trainer"]["weights"] = ["bb"]
     (tmp_path / "given.json").write_text(json.dumps(given))
@@ -236,7 +220,7 @@ def test_tables_for_a_page(scaling, capsys, tmp_path):
     assert "rows: " not in told
 
 
-def test_a_sweep_is_refused_that_there_is_not(scaling, capsys):
+def test_a_sweep_is_refused_that_there_is_not(capsys):
     with pytest.raises(SystemExit):
         scaling.main(["--only", "columns"])
     with pytest.raises(SystemExit):

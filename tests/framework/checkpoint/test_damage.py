@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import random
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
+import fuzzing
 import pytest
 
-FILE = Path(__file__).parents[3] / "benchmarks" / "fuzzing.py"
 CASES, PARTS = 20_000, 4
 
 
-@pytest.fixture(scope="module")
-def fuzzing() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("fuzzing", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fuzzing"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["fuzzing"]
-
-
 @pytest.mark.parametrize("part", range(PARTS))
-def test_every_damage_is_noticed(fuzzing: ModuleType, part: int) -> None:
+def test_every_damage_is_noticed(part: int) -> None:
     assert fuzzing.damage(CASES // PARTS, seed=0, first=part * CASES // PARTS) == []
 
 
-def test_among_the_cases_are_every_byte_every_length_and_every_mixture(fuzzing: ModuleType, tmp_path: Path) -> None:
+def test_among_the_cases_are_every_byte_every_length_and_every_mixture(tmp_path: Path) -> None:
     folders = fuzzing.two_checkpoints(tmp_path)
     _, _, new = sorted(folders)
     known = {**folders[new], **folders[""]}
@@ -46,7 +30,7 @@ def test_among_the_cases_are_every_byte_every_length_and_every_mixture(fuzzing: 
     assert [how for how in seen if "after a burst" in how], "there is no room left for bursts"
 
 
-def test_what_is_not_noticed_would_be_told(fuzzing: ModuleType, tmp_path: Path) -> None:
+def test_what_is_not_noticed_would_be_told(tmp_path: Path) -> None:
     folders = fuzzing.two_checkpoints(tmp_path)
     _, old, new = sorted(folders)
     assert fuzzing.unnoticed(folders, "") is None

@@ -5,33 +5,13 @@ The cases are those of benchmarks/resume.py, which draws thousands of them at ra
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import resume
 import torch
 from torch.optim import lr_scheduler
-
-FILE = Path(__file__).parents[3] / "benchmarks" / "resume.py"
-
-
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("resume", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["resume"] = module  # where dataclasses look up their types
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        del sys.modules["resume"]
-    return module
-
-
-resume = load()
 
 
 def test_no_optimizer_and_no_scheduler_of_torch_is_left_out() -> None:
