@@ -68,7 +68,7 @@ def draw(runs: Mapping[str, Rows], path: Path, best: Mapping[str, Mapping[str, A
                     axes.remove()
                     continue
                 _panel(axes, base if width == 1 else shown[0], shown, runs, best or {})
-                axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
                 axes.set_xlabel("epoch" if number == len(panels) else "")
                 if len(epochs) == 1:  # a single point in the middle
                     axes.set_xlim(min(epochs) - 0.5, min(epochs) + 0.5)

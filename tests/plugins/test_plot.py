@@ -92,6 +92,13 @@ def test_a_run_of_any_length_is_drawn(epochs: int, picture: Any) -> None:
     assert path.stat().st_size < 500_000
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_the_epochs_of_a_short_run_are_whole_numbers(epochs: int, picture: Any) -> None:
+    said = texts(picture(rows(train_loss=[5.0, 6.0, 7.0][:epochs])))
+    ticks = said[: said.index("epoch")]
+    assert ticks == [str(epoch) for epoch in range(epochs)]
+
+
 def test_names_that_are_no_figure_of_a_split_have_panels_of_their_own(picture: Any) -> None:
     path = picture(rows(train_loss=[1.0], val_loss=[1.0], train_top5_accuracy=[1.0], lr=[0.1], process_mib=[2.0]))
     assert [t for t in texts(path) if t in ("loss", "top5_accuracy", "lr", "process_mib")] == [
