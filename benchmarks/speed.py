@@ -389,9 +389,9 @@ def train_of(variant: str, row: Workload, task: Task, epochs: int, notes: Notes)
     if variant == "accuracy":
         return fitted(row, task, epochs, ["accuracy"], notes)
     if variant == "default":
-        from framework.cli.running import default_names
+        from framework.cli.building import names_in
 
-        return fitted(row, task, epochs, default_names(), notes)
+        return fitted(row, task, epochs, names_in("default"), notes)
     if variant == "raw-math":
         return lambda: plain_loop_with_math(row, task, epochs, notes)
     if variant == "ours-math":

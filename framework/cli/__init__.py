@@ -24,9 +24,7 @@ from typing import Any
 from framework.errors import FrameworkError, UsageError, did_you_mean
 
 COMMANDS = "framework.commands"  # entry points: verbs that packages bring along
-VERBS = {
-    "evaluate": "runs", "hooks": "show", "plugins": "show", "predict": "runs", "recipes": "show", "resume": "resume",
-}  # fmt: skip
+VERBS = {"hooks": "show", "plugins": "show", "recipes": "show", "resume": "resume"}
 
 USUAL = warnings.formatwarning
 DISK_FAULTS = (errno.ENOSPC, errno.EIO, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # nobody's mistake

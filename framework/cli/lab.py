@@ -17,8 +17,8 @@ from framework.modules import RECIPES, installed, load_file
 from framework.recipe import Recipe
 
 OWNED = (
-    "config", "deterministic", "device", "help", "plugin", "plugins", "quiet", "recipe", "resume", "run_dir", "seed",
-    "verbose", "version",
+    "config", "deterministic", "device", "dry_run", "help", "plugin", "plugins", "quiet", "recipe", "resume", "run_dir",
+    "seed", "verbose", "version",
 )  # fmt: skip
 
 

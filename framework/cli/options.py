@@ -24,7 +24,7 @@ from framework.errors import RecipeError, UsageError, did_you_mean
 if TYPE_CHECKING:
     from framework.cli.lab import Lab
 
-Plugins = Annotated[
+PluginOption = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
     tyro.conf.arg(aliases=["-p"], metavar="NAME|FILE|MODULE:CLASS|no:NAME",
                   help="add a plugin, or remove one with no:NAME; repeatable"),
@@ -47,10 +47,11 @@ class Options:
 
     seed: Annotated[int, tyro.conf.arg(help="sets every random generator before the recipe builds anything")] = 0
     device: _text("auto (cuda, else mps, else cpu), or a device by name", "NAME") = "auto"  # type: ignore[valid-type]
-    plugin: Plugins = ()
+    plugin: PluginOption = ()
     run_dir: _text("keep the run here; by default in runs/RECIPE/NNN", "DIR") = ""  # type: ignore[valid-type]
     config: _text("take knobs and seed from a JSON file, such as an earlier run.json", "FILE") = ""  # type: ignore[valid-type]
     deterministic: _flag("refuse operations whose result can differ from run to run") = False  # type: ignore[valid-type]
+    dry_run: _flag("try one step of everything, and keep nothing") = False  # type: ignore[valid-type]
     quiet: Quiet = False
     verbose: _flag("show the full traceback of an error", "-v") = False  # type: ignore[valid-type]
 
@@ -83,7 +84,7 @@ def of_recipe(lab: Lab, arguments: list[str]) -> tuple[dict[str, Any], Options]:
     types = _types(lab)
     own = typing.get_type_hints(Options, include_extras=True)
     file = _value_of("--config", arguments)
-    config = _as_arguments(_config(file, [*lab.knobs, *own]), lab.knobs)
+    config = as_arguments(_config(file, [*lab.knobs, *own]), lab.knobs)
     fields: list[Any] = []
     for name, parameter in lab.knobs.items():
         help_text = (helps.get(name) or "").replace("\n", " ")
@@ -127,13 +128,13 @@ def _default(value: Any, kind: Any = None) -> Any:
     return dataclasses.field(default_factory=lambda: value)
 
 
-def _as_arguments(config: Mapping[str, Any], knobs: Container[str]) -> list[str]:
+def as_arguments(config: Mapping[str, Any], knobs: Container[str]) -> list[str]:
     """Settings as they would be written on the command line, so that their types are checked as there."""
     given: list[str] = []
     for name, value in config.items():
         option = "--" + name.replace("_", "-")
         if isinstance(value, dict):  # the keys of a dict are options of their own
-            given += _as_arguments(value, value)
+            given += as_arguments(value, value)
         elif isinstance(value, bool):
             given += [option] if value else [f"--no-{option[2:]}"] if name in knobs else []
         elif name == "plugin":

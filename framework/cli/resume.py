@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from framework.cli import rundir
-from framework.cli.options import Plugins, Quiet, Trust
-from framework.cli.running import Job, perform, recorded
+from framework.cli.building import recorded
+from framework.cli.options import PluginOption, Quiet, Trust
+from framework.cli.running import Job, perform
 from framework.cli.signals import Signals
 from framework.cli.train import silent
 from framework.errors import RunDirError
 
 
 def resume(
-    run: Path, recipe: str = "", device: str = "", plugin: Plugins = (), trust_run: Trust = False, quiet: Quiet = False
-) -> int:
+    run: Path, recipe: str = "", device: str = "", plugin: PluginOption = (), trust_run: Trust = False,
+    quiet: Quiet = False,
+) -> int:  # fmt: skip
     """Go on with a run that was stopped, failed or was killed, as if nothing had happened.
 
     Args:

@@ -1,11 +1,11 @@
-"""Running a recipe: build, line up the plugins, train, keep what it was in the run directory; and build it again."""
+"""Running a recipe: train what it builds, and keep what it was in the run directory."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,13 @@ import torch
 
 from framework import checkpoint
 from framework.cli import rundir, verbs
+from framework.cli.building import fit_recipe, line_up, names_in, trainer_of
 from framework.cli.lab import Lab, find_lab
-from framework.cli.options import Options, of_recipe
 from framework.cli.pictures import drawn
 from framework.cli.signals import Signals
 from framework.device import resolve
-from framework.discovery import DISTRIBUTION, Listed, check, find, several
-from framework.errors import PluginError, RunDirError, UsageError, did_you_mean
-from framework.plugins import examine
+from framework.discovery import Listed, check, several
+from framework.errors import PluginError, RunDirError, UsageError
 from framework.recipe import Recipe
 from framework.seed import seed_everything
 from framework.trainer import Result, Trainer
@@ -36,6 +35,7 @@ class Job:
         extra: what -p lists
         signals: hears Ctrl-C and the like; None in the library, which leaves them to its user
         resumes: whether to go on where a run that has not finished was
+        dry: whether to try one step of everything, in a directory that is thrown away
         about: what run.json says of it
 
     Raises:
@@ -50,6 +50,7 @@ class Job:
     deterministic: bool = False
     signals: Signals | None = None
     resumes: bool = False
+    dry: bool = False
     about: dict[str, Any] = field(init=False)
     target: torch.device = field(init=False)
 
@@ -97,6 +98,8 @@ def perform(job: Job, run_dir: str | Path | None) -> Any:
     """Run a job in a run directory; what `run` gives."""
     lab, named = job.lab, None if run_dir is None else Path(run_dir)
     with contextlib.ExitStack() as stack:
+        if job.dry:
+            named = Path(stack.enter_context(tempfile.TemporaryDirectory())) / lab.name / "001"
         if named is not None:
             stack.enter_context(rundir.held(named, rundir.unfinished if job.resumes else rundir.claim))
         seed_everything(job.seed)
@@ -116,6 +119,9 @@ def perform(job: Job, run_dir: str | Path | None) -> Any:
                 _draw(job, path, own)
             else:
                 results = (_run_one if isinstance(made, Recipe) else _run_variants)(job, made, path, own)
+    if job.dry:
+        print("dry run   one step of everything went through; nothing was kept")
+        return results
     print(f"saved     {path}{os.sep}")
     if pictures := drawn(path):
         print(f"pictures  {', '.join(pictures)}")
@@ -128,7 +134,7 @@ def perform(job: Job, run_dir: str | Path | None) -> Any:
 def _drawn_on(lab: Lab, device: str, extra: Iterable[Any]) -> torch.device:
     """The CPU, for a recipe that trains nothing; what it cannot use is refused."""
     unused = [f"--device {device}"] if device not in ("auto", "cpu") else []
-    unused += [f"-p {spec}" for spec in extra if spec not in [f"no:{name}" for name in default_names()]]
+    unused += [f"-p {spec}" for spec in extra if spec not in [f"no:{name}" for name in names_in("default")]]
     if unused:
         raise UsageError(f"the recipe {lab.name} trains nothing: leave out {', '.join(unused)}")
     return torch.device("cpu")
@@ -206,32 +212,6 @@ def _compare(parent: Path) -> None:
             print(f"compare   {error}")
 
 
-def build(recipe: str | Path | Callable[..., Any] | Lab, *, seed: int = 0, **knobs: Any) -> Any:
-    """Build a recipe without running it: a Recipe, a dict of label to Recipe, or None.
-
-    Raises:
-        RecipeError: it cannot be loaded, has no such knob, or returned something else
-    """
-    lab = find_lab(recipe)
-    if lab.draws:  # it trains nothing, and calling it would be running it
-        return None
-    seed_everything(seed)
-    made = lab.make(lab.settings(knobs))
-    if not isinstance(made, dict):
-        return made
-    variants = {}
-    for label, variant in made.items():
-        seed_everything(seed)
-        variants[label] = variant()
-    return variants
-
-
-def default_names() -> list[str]:
-    """The plugins that are active without being listed: a set that only our own distribution can offer."""
-    points = importlib.metadata.entry_points(group="framework.sets", name="default")
-    return [name for point in points if point.dist and point.dist.name == DISTRIBUTION for name in point.load()]
-
-
 def _run_one(job: Job, recipe: Recipe, path: Path, own: bool = False, **label: str) -> Result:
     """Train one Recipe in a directory that keeps what it was."""
     trainer: Trainer | None = None
@@ -243,11 +223,7 @@ def _run_one(job: Job, recipe: Recipe, path: Path, own: bool = False, **label: s
         info["plugins"] = [{"name": p.name, "listed": p.listed, "distribution": p.distribution} for p in order]
         rundir.write_info(path, info)
         rundir.keep_source(path, job.lab.file)
-        result = trainer.fit(
-            recipe.train, recipe.val, recipe.epochs, recipe.batch_size, recipe.shuffle, recipe.drop_last,
-            accumulate=recipe.accumulate, num_workers=recipe.num_workers, loader=recipe.loader, cache=recipe.cache,
-            graph=recipe.graph, fast=recipe.fast, resume=source,
-        )  # fmt: skip
+        result = fit_recipe(trainer, recipe, resume=source)
         if recipe.test is not None and result.stop_reason not in rundir.STOPS:
             result.test = trainer.evaluate(recipe.test, recipe.batch_size)
             print("test      " + "  ".join(f"{name} {value:.6g}" for name, value in result.test.items()))
@@ -272,82 +248,3 @@ def _begun(job: Job, path: Path, about: dict[str, Any]) -> tuple[dict[str, Any],
         path.mkdir(exist_ok=True)
         (path / rundir.ROWS).unlink(missing_ok=True)
     return {**about, **rundir.environment(), "stop_reason": None}, None
-
-
-def trainer_of(recipe: Recipe, plugins: Sequence[Any], device: str | torch.device, run_dir: Path | None) -> Trainer:
-    """The Trainer of a Recipe."""
-    return Trainer(
-        recipe.model, recipe.loss, recipe.optimizer, plugins=plugins, device=device, run_dir=run_dir,
-        on_nonfinite=recipe.on_nonfinite, on_plugin_error=recipe.on_plugin_error, on_save_error=recipe.on_save_error,
-        async_save=recipe.async_save,
-    )  # fmt: skip
-
-
-def line_up(lab: Lab, listed: Sequence[Any], extra: Sequence[Any], defaults: bool = True) -> list[Listed]:
-    """The plugins in their order: the recipe module, the recipe's list, the defaults, then `-p`.
-
-    Raises:
-        PluginError: `no:NAME` of a plugin that is not there
-    """
-    order: list[Listed] = []
-    if lab.module is not None:
-        itself = Listed(lab.name, lab.module, "recipe module")
-        order += [itself] if any(examine(itself)) else []
-    for spec in several(listed):
-        order += find(spec, "recipe")
-    if defaults:
-        order += [found for name in default_names() if name not in _names(order) for found in find(name, "default")]
-    removed = [spec[3:] for spec in extra if isinstance(spec, str) and spec.startswith("no:")]
-    for spec in extra:
-        if isinstance(spec, str) and (spec.startswith("no:") or spec in _names(order)):
-            continue  # removed below; or asked for and active already
-        order += find(spec, "-p")
-    for name in removed:
-        if name not in _names(order):
-            raise PluginError(f"no:{name}: no such plugin is active.{did_you_mean(name, _names(order))}")
-    return [entry for entry in order if entry.name not in removed]
-
-
-def _names(order: Sequence[Listed]) -> list[str]:
-    return [entry.name for entry in order if not entry.name.startswith("_")]  # those are the command line's own
-
-
-def recorded(run_dir: Path, info: Mapping[str, Any], recipe: str, trust: bool) -> tuple[Lab, dict[str, Any], Options]:
-    """The recipe of a run, with the knobs and the options that it ran with."""
-    lab = find_lab(rundir.original(run_dir, info, recipe, trust))
-    lab.settings(info["knobs"])  # tells best which knob another recipe does not have
-    return lab, *of_recipe(lab, ["--config", str(run_dir / rundir.INFO)])
-
-
-def rebuild(
-    run_dir: Path, recipe: str = "", label: str = "", plugins: Sequence[Any] = (), trust: bool = False
-) -> tuple[Recipe, Trainer, Path]:
-    """The Recipe and a Trainer of a run with the weights of a checkpoint, and that checkpoint.
-
-    Args:
-        recipe: a recipe in place of the one that ran
-        label: the checkpoint to take; by default the best if it was chosen on validation data, else the last. (The
-            training loss of an epoch is that of weights before its steps; it cannot choose between weights after.)
-        plugins: what to add to the recipe's own, as -p; what a run directory says never names code to run
-        trust: run the copy of the recipe that is in the run directory
-
-    Raises:
-        RunDirError: no run, no checkpoint, or the recipe file is not the one that ran
-    """
-    info = rundir.read_info(run_dir)
-    if "variants" in info:
-        names = ", ".join(str(run_dir / name) for name in info["variants"])
-        raise RunDirError(f"{run_dir} holds several runs; name one of them: {names}")
-    on_validation = str((info.get("best") or {}).get("monitor", "")).startswith("val_")
-    labels = [label] if label else ["best", "last"] if on_validation else ["last", "best"]
-    path = checkpoint.find(run_dir, *labels)
-    if path is None:
-        hint = f" {label!r}" if label and checkpoint.find(run_dir, "best", "last") else ": did no plugin save one?"
-        raise RunDirError(f"{run_dir} has no checkpoint{hint}")
-    lab, knobs, options = recorded(run_dir, info, recipe, trust)
-    made = build(lab, seed=options.seed, **knobs)
-    one: Recipe | None = made.get(info.get("label")) if isinstance(made, dict) else made
-    if one is None:
-        raise RunDirError(f"{lab.file} does not build what ran in {run_dir}")
-    checkpoint.restore_model(checkpoint.read(path), one.model)
-    return one, trainer_of(one, line_up(lab, one.plugins, plugins, defaults=False), "auto", None), path

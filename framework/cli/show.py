@@ -12,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from framework.cli.options import Plugins
+from framework.cli.options import PluginOption
 from framework.discovery import available, find, origin
 from framework.errors import PluginError, RecipeError, UsageError
 from framework.hooks import HOOKS
@@ -22,7 +22,7 @@ from framework.plugins import examine
 
 def plugins(
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE]")] = "",
-    plugin: Plugins = (),
+    plugin: PluginOption = (),
 ) -> int:
     """The available plugins; with a recipe, those of its run in their order.
 
@@ -33,9 +33,9 @@ def plugins(
     if recipe:
         _print_order(recipe, plugin)
         return 0
-    from framework.cli.running import default_names
+    from framework.cli.building import names_in
 
-    active = default_names()
+    active = names_in("default")
     for name, point in available().items():
         try:
             (found,) = find(name)
@@ -53,8 +53,8 @@ def plugins(
 
 
 def _print_order(recipe: str, extra: tuple[str, ...]) -> None:
+    from framework.cli.building import build, line_up
     from framework.cli.lab import find_lab
-    from framework.cli.running import build, line_up
 
     lab = find_lab(recipe)
     made = build(lab)

@@ -7,11 +7,13 @@ import os
 import re
 from collections.abc import Iterator
 
+from framework.cli.building import names_in
 from framework.cli.lab import find_lab
 from framework.cli.options import of_recipe
 from framework.cli.rundir import STOPS, command
 from framework.cli.running import Job, perform
 from framework.cli.signals import Signals
+from framework.errors import UsageError
 
 
 def train(recipe: str, arguments: list[str]) -> int:
@@ -21,9 +23,14 @@ def train(recipe: str, arguments: list[str]) -> int:
     with silent() if quiet else contextlib.nullcontext():  # a recipe may print on import
         lab = find_lab(recipe)
         knobs, options = of_recipe(lab, arguments)
-        job = Job(lab, knobs, options.seed, options.device, [*options.plugin], options.deterministic, signals)
+        dry = options.dry_run
+        if dry and (options.run_dir or lab.draws):
+            raise UsageError("--dry-run keeps nothing: leave out " + ("it" if lab.draws else "--run-dir"))
+        plugins = [*options.plugin, *(names_in("dry-run") if dry else ())]
+        job = Job(lab, knobs, options.seed, options.device, plugins, options.deterministic, signals, dry=dry)
         perform(job, options.run_dir or None)
-        for line in re.findall(r"^Next: (.+)$", lab.documentation, flags=re.MULTILINE) if not signals.received else ():
+        shown = not (dry or signals.received)
+        for line in re.findall(r"^Next: (.+)$", lab.documentation, flags=re.MULTILINE) if shown else ():
             print(f"next      {command(recipe)} {line}")  # what is worth trying now
     return STOPS.get(signals.received, 0)
 

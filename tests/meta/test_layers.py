@@ -20,8 +20,8 @@ ORDER = [  # each imports only those before it
     "engine.memory", "engine.precision", "engine.engine", "engine", "checkpoint.files", "checkpoint.runlock",
     "checkpoint.codec", "checkpoint.tensors", "checkpoint.snapshot", "checkpoint.store", "checkpoint.restore",
     "checkpoint.place", "checkpoint.writer", "checkpoint", "loop", "trainer", "recipe", "testing", "cli.pictures",
-    "cli.rundir", "cli.lab", "cli", "cli.options", "cli.signals", "cli.running", "cli.show", "cli.runs",
-    "cli.train", "cli.resume",
+    "cli.rundir", "cli.lab", "cli", "cli.options", "cli.building", "cli.signals", "cli.running", "cli.show", "cli.train",
+    "cli.resume",
 ]  # fmt: skip
 
 spec = importlib.util.spec_from_file_location("budget", Path(__file__).with_name("budget.py"))

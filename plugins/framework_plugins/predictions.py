@@ -6,16 +6,22 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from framework.cli.options import Plugins, Trust
-from framework.errors import UsageError
+import tyro
+
+from framework import PluginOption, UsageError, rebuild
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from framework.recipe import Recipe
+    from framework import Recipe
 
 
-def evaluate(run: Path, recipe: str = "", checkpoint: str = "", plugin: Plugins = (), trust_run: Trust = False) -> int:
+Trust = tyro.conf.FlagCreatePairsOff[bool]
+
+
+def evaluate(
+    run: Path, recipe: str = "", checkpoint: str = "", plugin: PluginOption = (), trust_run: Trust = False
+) -> int:
     """The figures of a run's weights on the data of its recipe.
 
     Args:
@@ -26,8 +32,6 @@ def evaluate(run: Path, recipe: str = "", checkpoint: str = "", plugin: Plugins 
         trust_run: run the copy of the recipe that is in the run directory
     """
     from torch.utils.data import DataLoader
-
-    from framework.cli.running import rebuild
 
     made, trainer, path = rebuild(run, recipe, checkpoint, plugin, trust_run)
     print(f"weights   {path}")
@@ -41,7 +45,7 @@ def evaluate(run: Path, recipe: str = "", checkpoint: str = "", plugin: Plugins 
 
 
 def predict(
-    run: Path, input: str, recipe: str = "", checkpoint: str = "", plugin: Plugins = (), trust_run: Trust = False
+    run: Path, input: str, recipe: str = "", checkpoint: str = "", plugin: PluginOption = (), trust_run: Trust = False
 ) -> int:
     """What a run's model says about an input.
 
@@ -53,8 +57,6 @@ def predict(
         plugin: as for a run; those of the recipe are there already
         trust_run: run the copy of the recipe that is in the run directory
     """
-    from framework.cli.running import rebuild
-
     made, trainer, path = rebuild(run, recipe, checkpoint, plugin, trust_run)
     inputs, rows = _inputs(input, made)
     print(f"weights   {path}")
