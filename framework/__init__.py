@@ -22,10 +22,11 @@ _HOMES = {
     "Monitor": "metrics", "NonFiniteError": "errors", "PluginError": "errors", "PluginOption": "cli.options",
     "Recipe": "recipe", "RecipeError": "errors", "Result": "trainer", "RunDirError": "errors",
     "Snapshot": "checkpoint", "Trainer": "trainer", "UsageError": "errors", "assemble": "cli.building",
-    "build": "cli.building", "described": "architecture", "fit_recipe": "cli.building", "hookimpl": "hooks",
-    "kept_random_states": "seed", "knobs": "cli.building", "layers": "architecture", "mode_of": "metrics",
-    "picture": "cli.pictures", "plain": "cli.pictures", "read_runs": "cli.rundir", "rebuild": "cli.building",
-    "run": "cli.running", "write_whole": "checkpoint",
+    "build": "cli.building", "command_of": "cli.building", "described": "architecture", "fit_recipe": "cli.building",
+    "hookimpl": "hooks", "kept_random_states": "seed", "knobs": "cli.building", "layers": "architecture",
+    "mode_of": "metrics", "picture": "cli.pictures", "plain": "cli.pictures", "read_runs": "cli.rundir",
+    "rebuild": "cli.building", "run": "cli.running", "settings_of": "architecture", "target_of": "metrics",
+    "write_whole": "checkpoint",
 }  # fmt: skip
 
 __all__ = sorted(_HOMES)

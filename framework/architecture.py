@@ -1,8 +1,17 @@
-"""Counting layers: a layer is a module with learnable parameters of its own; hidden layers are all but the last."""
+"""What is trained: the layers of a model, counted, and the settings of a fit.
+
+A layer is a module with learnable parameters of its own; hidden layers are all but the last.
+"""
 
 from __future__ import annotations
 
+import json
+from typing import TYPE_CHECKING, Any
+
 from torch import nn
+
+if TYPE_CHECKING:
+    from framework.trainer import Trainer
 
 
 def layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -20,3 +29,17 @@ def described(model: nn.Module) -> str:
     count = len(layers(model))
     size = f"{parameters:,} parameter{'s' * (parameters != 1)} in {count} layer{'s' * (count != 1)}"
     return f"{type(model).__name__}, {size} ({max(count - 1, 0)} hidden)"
+
+
+def settings_of(trainer: Trainer) -> dict[str, Any]:
+    """What a fit is made of, for a logger; with the run directory of a recipe also its name, its knobs and the seed."""
+    told: dict[str, Any] = {
+        "model": type(trainer.model).__name__, "optimizer": type(trainer.optimizer).__name__,
+        "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "lr": trainer.optimizer.param_groups[0]["lr"], "accumulate": trainer.accumulate, "epochs": trainer.epochs,
+        "batch_size": getattr(trainer.loaders["train"], "batch_size", None), "device": str(trainer.device),
+    }  # fmt: skip
+    if trainer.run_dir is not None and (file := trainer.run_dir / "run.json").is_file():
+        run = json.loads(file.read_text(encoding="utf-8"))
+        told |= {"recipe": run.get("recipe"), "seed": run.get("seed"), **run.get("knobs", {})}
+    return told

@@ -77,9 +77,14 @@ def _dataset(data: Any, split: str) -> Dataset[Any]:
                 return TensorDataset(*data)
             return StackDataset(*(_stacked(part, split) for part in data))
     parts = f" of {', '.join(type(part).__name__ for part in data[:3])}" if isinstance(data, (tuple, list)) else ""
+    held = data.values() if isinstance(data, dict) else data if isinstance(data, (tuple, list)) else ()
+    made = "StackDataset(**data)" if isinstance(data, dict) else "TensorDataset(*data)"
+    hint = f"; of these tensors make a {made}, whose batches a plugin with forward and compute_loss takes"
     raise DataError(
         f"{split} is of type {type(data).__name__}{parts}; it must be a Dataset, a pair of tensors (x, y) with the "
         "samples in dimension 0, or a DataLoader"
+        + hint
+        * (len(held) != 2 and all(isinstance(t, Tensor) for t in held or [0]))
     )
 
 

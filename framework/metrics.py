@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor
 
-from framework.errors import UsageError, did_you_mean
+from framework.errors import DataError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from framework.trainer import Trainer
@@ -42,6 +42,19 @@ class SplitMetrics(UserDict[str, float]):
     def __ior__(self, figures: Any) -> Self:  # type: ignore[override, misc]
         self.update(figures)  # UserDict's own would go past __setitem__
         return self
+
+
+def target_of(batch: Any, plugin: str) -> Any:
+    """The y of a batch `(x, y)`, for a plugin that compares it with the output.
+
+    Raises:
+        DataError: the batch is no such pair
+    """
+    if isinstance(batch, tuple) and len(batch) == 2:
+        return batch[1]
+    count = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+    held = f"dict of {', '.join(map(repr, batch))}" if isinstance(batch, dict) else f"{type(batch).__name__}{count}"
+    raise DataError(f"{plugin} reads y of batches (x, y), and this one is a {held}; a collate_fn can make it a pair")
 
 
 LARGER_IS_BETTER = ("accuracy", "precision", "recall", "f1", "auc", "auroc", "r2", "iou", "dice", "score")

@@ -261,6 +261,12 @@ class Plugins(Mapping[str, Any]):
 
         self.around(wrap)
 
+    def of_a_step(self) -> list[Any]:
+        """The plugins without which a step would be another one, but for those that follow the figures of epochs."""
+        hooks = {name: {impl.hook.name for impl in self.impls if impl.listed.name == name} for name in self}
+        around = {"prepare_model", "make_loader", *_FOR_A_STEP}
+        return [self[n] for n, h in hooks.items() if h & _IN_A_STEP or (h & around and "on_epoch_end" not in h)]
+
     def tell_each(self, name: str, first: BaseException | None, **values: Any) -> BaseException | None:
         """Call an isolated hook of every plugin. What they raise becomes notes on the first error; it is returned."""
         for impl in self.impls:
@@ -303,6 +309,7 @@ class Plugins(Mapping[str, Any]):
 
 
 _FOR_A_STEP = "on_batch_start", "on_gradients"
+_IN_A_STEP = {"forward", "compute_loss", "backward", "optimizer_step"}
 
 
 def _report(impl: Impl, where: str, error: Exception) -> None:

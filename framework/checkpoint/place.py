@@ -78,7 +78,7 @@ class Place:
             raise CheckpointError(f"the data ends before step {trainer.step}, where the checkpoint was taken")
         set_random_states(told["random"], *_all_generators(trainer))
         mean.total, mean.count, mean.batches = told["mean"]
-        for name, module in trainer.prepared.named_modules():
+        for name, module in trainer.model.named_modules():
             module.training = name not in told["evaluating"]
         return fetched
 
@@ -104,7 +104,7 @@ class Place:
             told |= {name: self._told[name] for name in ("first", "before", "mean", "evaluating", "sampler_epoch")}
         elif self.inside and self._mean is not None:
             self._mean.flush()
-            modules = trainer.prepared.named_modules()
+            modules = trainer.model.named_modules()
             told |= {
                 "first": self.first, "before": self._before,
                 "mean": [self._mean.total, self._mean.count, self._mean.batches],

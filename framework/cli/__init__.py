@@ -129,7 +129,7 @@ def _help() -> str:
     found = {verb: (f"framework.cli.{module}", verb) for verb, module in VERBS.items()}
     found |= {name: (point.module, point.attr) for name, point in verbs().items()}
     for verb, (module, function) in sorted(found.items()):
-        lines.append(f"  {verb:<10} {_first_line(module, function)}")
+        lines.append(f"  {verb:<11} {_first_line(module, function)}")
     lines.append("\npython -m framework VERB --help tells more of one. python -m framework recipes lists the recipes.")
     return "\n".join(lines) + "\n"
 

@@ -28,11 +28,7 @@ def build(recipe: str | Path | Callable[..., Any] | Lab, *, seed: int = 0, **kno
     Raises:
         RecipeError: it cannot be loaded, has no such knob, or returned something else
     """
-    lab = find_lab(recipe)
-    if lab.draws:  # it trains nothing, and calling it would be running it
-        return None
-    seed_everything(seed)
-    made = lab.make(lab.settings(knobs))
+    made = _make(find_lab(recipe), seed, knobs)
     if not isinstance(made, dict):
         return made
     variants = {}
@@ -40,6 +36,12 @@ def build(recipe: str | Path | Callable[..., Any] | Lab, *, seed: int = 0, **kno
         seed_everything(seed)
         variants[label] = variant()
     return variants
+
+
+def _make(lab: Lab, seed: int, knobs: Mapping[str, Any]) -> Any:
+    seed_everything(seed)
+    # one that draws trains nothing, and calling it would be running it
+    return None if lab.draws else lab.make(lab.settings(knobs))
 
 
 def assemble(
@@ -56,8 +58,7 @@ def assemble(
         UsageError: it trains nothing, or several variants of which none is named
     """
     lab = find_lab(recipe)
-    seed_everything(seed)
-    made = None if lab.draws else lab.make(lab.settings(knobs))
+    made = _make(lab, seed, knobs)
     if made is None:
         raise RecipeError(f"the recipe {lab.name} trains nothing")
     variants = made if isinstance(made, dict) else {}
@@ -67,8 +68,7 @@ def assemble(
     if variants:
         seed_everything(seed)
         made = variants[label]()
-    folder = None if run_dir is None else Path(run_dir)
-    return made, trainer_of(made, line_up(lab, made.plugins, several(plugins), defaults=False), device, folder)
+    return made, trainer_of(made, line_up(lab, made.plugins, several(plugins), defaults=False), device, run_dir)
 
 
 def knobs(recipe: str | Path | Callable[..., Any] | Lab, words: Iterable[str]) -> dict[str, Any]:
@@ -84,14 +84,20 @@ def knobs(recipe: str | Path | Callable[..., Any] | Lab, words: Iterable[str]) -
             raise UsageError(f"{word!r} sets no knob: write its name, = and the value, such as {word}=...")
         lab.settings({name: value})  # tells a wrong name
         default = lab.knobs[name].default
-        several_of_it = isinstance(default, (list, tuple))
-        is_flag = isinstance(default, bool) and value.lower() in ("true", "false")
-        given[name] = value.split() if several_of_it else value.lower() == "true" if is_flag else value
+        flag = {"true": True, "false": False}.get(value.lower()) if isinstance(default, bool) else None
+        given[name] = value.split() if isinstance(default, (list, tuple)) else value if flag is None else flag
     typed, _ = of_recipe(lab, as_arguments(given, lab.knobs))
     return {name: typed[name] for name in given}
 
 
-def trainer_of(recipe: Recipe, plugins: Sequence[Any], device: str | torch.device, run_dir: Path | None) -> Trainer:
+def command_of(recipe: str, words: Iterable[str]) -> str:
+    """The command line of a run with knobs as `knobs` takes them; of several words for one the last counts."""
+    return rundir.command(recipe, *as_arguments(knobs(recipe, words), find_lab(recipe).knobs))
+
+
+def trainer_of(
+    recipe: Recipe, plugins: Sequence[Any], device: str | torch.device, run_dir: str | Path | None
+) -> Trainer:
     """The Trainer of a Recipe."""
     return Trainer(
         recipe.model, recipe.loss, recipe.optimizer, plugins=plugins, device=device, run_dir=run_dir,

@@ -140,7 +140,10 @@ def as_arguments(config: Mapping[str, Any], knobs: Container[str]) -> list[str]:
         elif name == "plugin":
             given += [part for spec in _flat(value) for part in (option, spec)]
         else:
-            given += [option, *_flat(value)] if isinstance(value, list) else [f"{option}={value}"]
+            words = _flat(value if isinstance(value, list) else [value])
+            given += (
+                [option, *words] if isinstance(value, list) or words[0][:1] not in ("", "-") else [f"{option}={value}"]
+            )
     return given
 
 

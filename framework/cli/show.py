@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import re
 import shutil
@@ -37,18 +38,20 @@ def plugins(
 
     active = names_in("default")
     for name, point in available().items():
+        wrong = "broken"
         try:
             (found,) = find(name)
             impls, findings = examine(found)
         except PluginError as error:
+            wrong = "needs arguments" if isinstance(error.__cause__, UsageError) else wrong
             findings = [" ".join(str(error).split())]
         if findings:
-            print(f"{name:<17} {origin(point):<26} broken: {'; '.join(findings)}")
+            print(f"{name:<18} {origin(point):<26} {wrong}: {'; '.join(findings)}")
             continue
         state = "default" if name in active else "available"
         summary = (found.plugin.__doc__ or "").strip().partition("\n")[0]
-        print(f"{name:<17} {origin(point):<26} {state:<9}  {summary}")
-        print(f"{'':<17} {'':<26} {'':<9}  {', '.join(impl.hook.name for impl in impls)}")
+        print(f"{name:<18} {origin(point):<26} {state:<9}  {summary}")
+        print(f"{'':<18} {'':<26} {'':<9}  {', '.join(impl.hook.name for impl in impls)}")
     return 0
 
 
@@ -69,19 +72,16 @@ def _print_order(recipe: str, extra: tuple[str, ...]) -> None:
                 raise PluginError("\n".join(findings))
             hooks = ", ".join(impl.hook.name for impl in impls)
             where = listed.distribution or "this session"
-            print(f"{number:>3}  {listed.name:<17} {listed.listed:<14} {where:<26} {hooks}")
+            print(f"{number:>3}  {listed.name:<18} {listed.listed:<14} {where:<26} {hooks}")
 
 
 def hooks() -> int:
     """Every hook: signature, kind, when it is called, and which available plugins implement it."""
     users: dict[str, list[str]] = {name: [] for name in HOOKS}
     for name in available():
-        try:
-            impls, _ = examine(find(name)[0])
-        except PluginError:
-            continue
-        for impl in impls:
-            users[impl.hook.name].append(name)
+        with contextlib.suppress(PluginError):
+            for impl in examine(find(name)[0])[0]:
+                users[impl.hook.name].append(name)
     for hook in HOOKS.values():
         print(f"{hook.signature}\n    {hook.kind}{', hot' if hook.hot else ''}{', isolated' if hook.isolated else ''}")
         print(textwrap.indent(textwrap.fill(hook.when, 100), "    "))

@@ -29,8 +29,7 @@ def train(recipe: str, arguments: list[str]) -> int:
         plugins = [*options.plugin, *(names_in("dry-run") if dry else ())]
         job = Job(lab, knobs, options.seed, options.device, plugins, options.deterministic, signals, dry=dry)
         perform(job, options.run_dir or None)
-        shown = not (dry or signals.received)
-        for line in re.findall(r"^Next: (.+)$", lab.documentation, flags=re.MULTILINE) if shown else ():
+        for line in () if dry or signals.received else re.findall(r"^Next: (.+)$", lab.documentation, re.MULTILINE):
             print(f"next      {command(recipe)} {line}")  # what is worth trying now
     return STOPS.get(signals.received, 0)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from framework import DataError, Trainer, UsageError
+from framework import DataError, Trainer, UsageError, target_of
 
 
 class Accuracy:
@@ -48,10 +48,10 @@ class Accuracy:
         self._counts[split] = [0, 0]
 
     def on_batch_end(self, trainer: Trainer, split: str, batch: Any, output: Any, samples: int) -> None:
-        target = batch[1]
+        target = target_of(batch, self.name)
         if not isinstance(output, Tensor) or not isinstance(target, Tensor):
             raise DataError(f"accuracy compares two tensors, got {type(output).__name__} and {type(target).__name__}")
-        if samples < len(target):  # the rest is padding
+        if samples < len(target) and samples < trainer.count(batch):  # the rest is padding
             output, target = output[:samples], target[:samples]
         right, count = self._judged(trainer, output, target)
         counts = self._counts.setdefault(split, [0, 0])  # is not there where a fit was resumed that had no accuracy yet

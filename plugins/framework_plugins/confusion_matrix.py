@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framework import DataError, Trainer, UsageError, picture, plain
+from framework import DataError, Trainer, UsageError, picture, plain, target_of
 
 MOST = 30  # classes up to which the numbers are written into the picture
 
@@ -47,11 +47,12 @@ class ConfusionMatrix:
         self._counts.pop(split, None)
 
     def on_batch_end(self, trainer: Trainer, split: str, batch: Any, output: Any, samples: int) -> None:
+        target = target_of(batch, self.name)
         if not self._looked:  # the first batch of all shows what is wrong, not the last pass
-            self._look(output, batch[1])
+            self._look(output, target)
         if split not in self._splits:
             return
-        classes, target = output.size(1), batch[1][:samples]
+        classes, target = output.size(1), target[:samples]
         if split not in self._counts:
             self._counts[split] = torch.zeros(classes, classes, dtype=torch.int64, device=output.device)
         ignored = getattr(trainer.loss, "ignore_index", -100)

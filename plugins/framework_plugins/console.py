@@ -1,23 +1,34 @@
-"""What a run tells on stdout: data, model, device, plugins, the table of epochs, why it stopped, the result."""
+"""What a run tells on stdout: data, model, device, a baseline, the table of epochs, why it stopped, the result."""
 
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset, TensorDataset, default_collate
 from tqdm import tqdm
 
 from framework import Result, Trainer, UsageError, described, hookimpl
 
 WIDTH = 12  # letters of a figure: -1.2346e-100, 29661.800781
+MOST = 2_000_000  # targets up to which a baseline is worked out: some milliseconds
 
 
 class Console:
     """The table of epochs, with what is trained above and the result below.
 
     However long the run, the table has about `rows` lines: epochs 0, 50, 100, ... of a thousand, and the last.
+
+    The baseline is what one gets without looking at x: the figures of always the most frequent class, always the mean,
+    or a uniform guess, as learned from the training targets, on the validation set where there is one. It is told for
+    the losses of torch whose targets lie in memory (pairs of tensors, a TensorDataset, torchvision's data sets with
+    `targets`, parts of these); nothing of yours is run for it and nothing is drawn.
 
     Args:
         rows: about so many lines of the table
@@ -44,6 +55,8 @@ class Console:
             _say(f"{split if split != 'train' else 'data':<10}{_described(loader)}{way}")
         _say(f"model     {described(trainer.model)}")
         _say(f"device    {trainer.device}")
+        if line := _baseline(trainer):
+            _say(f"baseline  {line}")
         _say(f"plugins   {', '.join(name for name in trainer.plugins if not name.startswith('_'))}")
 
     def on_epoch_end(self, epoch: int, metrics: Mapping[str, Any]) -> None:
@@ -90,8 +103,8 @@ def _say(line: str) -> None:
     tqdm.write(line)  # clears a bar that is on the screen, and redraws it below
 
 
-def _plural(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"
+def _plural(count: int, what: str, ending: str = "s") -> str:
+    return f"{count} {what}{ending * (count != 1)}"
 
 
 def _number(value: Any) -> str:
@@ -126,4 +139,87 @@ def _described(loader: Any) -> str:
     if data_set is None:
         return f"{_plural(samples, 'sample')}, all in one batch"
     size = getattr(loader, "batch_size", None)
-    return f"{_plural(samples, 'sample')} in {batches} batch{'es' * (batches != 1)}{f' of {size}' if size else ''}"
+    return f"{_plural(samples, 'sample')} in {_plural(batches, 'batch', 'es')}{f' of {size}' if size else ''}"
+
+
+# ------------------------------------------------------------------------------------------------------ the baseline
+
+CLASSES = nn.CrossEntropyLoss, F.cross_entropy, nn.NLLLoss, F.nll_loss
+LOGITS = nn.BCEWithLogitsLoss, F.binary_cross_entropy_with_logits
+BINARY = (*LOGITS, nn.BCELoss, F.binary_cross_entropy)
+SQUARES = nn.MSELoss, F.mse_loss
+NUMBERS = (*SQUARES, nn.L1Loss, F.l1_loss)
+
+
+def _baseline(trainer: Trainer) -> str:
+    """What an answer that does not look at x gets, or nothing where that cannot be known without running the data."""
+    split, loss = "val" if "val" in trainer.loaders else "train", trainer.loss
+    kind = type(loss) if isinstance(loss, nn.Module) else loss
+    known, judged = (_targets_of(trainer.loaders.get(name)) for name in ("train", split))
+    altered = trainer.plugins.frozen(split).compute_loss or getattr(loss, "reduction", "mean") != "mean"
+    if altered or known is None or judged is None or known.shape[1:] != judged.shape[1:]:
+        return ""
+    if kind in CLASSES and not (known.is_floating_point() or judged.is_floating_point()):
+        return _of_classes(known, judged, split, getattr(loss, "ignore_index", -100))
+    weighted = getattr(loss, "weight", None) is not None or getattr(loss, "pos_weight", None) is not None
+    known, judged = known.detach().float(), judged.detach().float()
+    if kind in BINARY and not weighted:
+        return _of_answers(known.to(judged.device), judged, split, loss, kind in LOGITS)
+    if kind in NUMBERS:
+        what, guess = ("mean", known.mean(dim=0)) if kind in SQUARES else ("median", known.median(dim=0).values)
+        return f"always the {what}: {split}_loss {_number(loss(guess.to(judged).expand_as(judged), judged).item())}"
+    return ""
+
+
+def _of_classes(known: Tensor, judged: Tensor, split: str, ignored: int) -> str:
+    """Cross entropy: the most frequent class, and ln C, which is the loss of a uniform guess whatever the weights."""
+    classes, counts = known[(known != ignored) & (known >= 0)].unique(return_counts=True)
+    counted = judged[judged != ignored]
+    if not len(classes) or not len(counted):
+        return ""
+    first, count = int(classes[counts.argmax()]), int(classes[-1]) + 1
+    right = _number(int(torch.count_nonzero(counted == first)) / counted.numel())
+    uniform = f"a uniform guess of {_plural(count, 'class', 'es')}: {split}_loss {_number(math.log(count))}"
+    return f"always class {first}: {split}_accuracy {right}; {uniform}"
+
+
+def _of_answers(known: Tensor, judged: Tensor, split: str, loss: Any, logits: bool) -> str:
+    """Binary cross entropy: the more frequent answer, and the rate of class 1, each output by itself."""
+    rate = known.mean(dim=0)
+    if not bool(((rate >= 0) & (rate <= 1)).all()):
+        return ""
+    answers = (known >= 0.5).float().mean(dim=0) > 0.5
+    right = _number(int(torch.count_nonzero((judged >= 0.5) == answers)) / judged.numel())
+    value = _number(loss((rate.logit(eps=1e-6) if logits else rate).expand_as(judged), judged).item())
+    always = f"class {int(answers)}" if answers.numel() == 1 else "the more frequent class of each output"
+    rates = f"{rate.item():.4g} for class 1" if rate.numel() == 1 else "the rates of class 1"
+    return f"always {always}: {split}_accuracy {right}; always {rates}: {split}_loss {value}"
+
+
+def _targets_of(loader: Any) -> Tensor | None:
+    """The targets of all samples that a loader gives, where they lie in memory."""
+    if isinstance(loader, DataLoader):
+        plain = loader.batch_size and loader.collate_fn is default_collate
+        in_turn = type(loader.sampler) in (SequentialSampler, RandomSampler)  # no sample more often than another
+        found = _targets(loader.dataset) if plain and in_turn else None
+    else:
+        pair = getattr(loader, "batch", None)  # the whole
+        found = pair[1] if isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], Tensor) else None
+    return found if found is not None and found.dim() and 0 < found.numel() <= MOST else None
+
+
+def _targets(data: Any) -> Tensor | None:
+    home = type(data).__module__.partition(".")[0]
+    if home == "framework":  # a data set as worker processes have it
+        return _targets(data.dataset)
+    if type(data) is Subset:
+        found = _targets(data.dataset)
+        return None if found is None else found[torch.as_tensor(data.indices)]
+    if type(data) is TensorDataset:
+        return data.tensors[1] if len(data.tensors) == 2 else None
+    if home != "torchvision" or getattr(data, "target_transform", None) or len(data) > MOST:
+        return None
+    found = getattr(data, "targets", None)
+    if isinstance(found, list) and set(map(type, found)) == {int}:
+        return torch.tensor(found)
+    return found if isinstance(found, Tensor) else None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +28,7 @@ class Plot:
     """Draws `curves.svg` in the run directory at the end of a fit, and after an error.
 
     One panel a figure, train and validation together; the best epoch is marked; the axis is logarithmic where the
-    values span decades. Without a run directory nothing is drawn.
+    values span decades. In a notebook the picture is shown too, at the end. Without a run directory nothing is drawn.
     """
 
     def __init__(self, name: str = "plot") -> None:
@@ -34,6 +36,8 @@ class Plot:
 
     def on_fit_end(self, trainer: Trainer, result: Result) -> None:
         self._draw(trainer, result.best)
+        if trainer.run_dir is not None and trainer.history:
+            _show(trainer.run_dir / "curves.svg")
 
     def on_exception(self, trainer: Trainer) -> None:
         self._draw(trainer, None)
@@ -41,6 +45,14 @@ class Plot:
     def _draw(self, trainer: Trainer, best: Mapping[str, Any] | None) -> None:
         if trainer.run_dir is not None and trainer.history:
             draw({"": trainer.history}, trainer.run_dir / "curves.svg", {"": best})
+
+
+def _show(path: Path) -> None:
+    """Show a picture below the cell of a notebook; elsewhere nothing, and IPython is not imported for it."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if hasattr(shell, "kernel"):
+        shown = importlib.import_module("IPython.display")
+        shown.display(shown.SVG(filename=str(path)))
 
 
 def draw(runs: Mapping[str, Rows], path: Path, best: Mapping[str, Mapping[str, Any] | None] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, a plain line now and then elsewhere."""
+"""A progress bar on a terminal or in a notebook, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from framework import Trainer, hookimpl
 class Progress:
     """Steps, loss, rate and time left, on stderr.
 
-    On a terminal a bar that is redrawn at most ten times a second; elsewhere (a file, a pipe) a line now and then.
+    On a terminal and in a notebook a bar that is redrawn at most ten times a second; elsewhere (a file, a pipe) a line
+    now and then. A notebook has tqdm's own bar for it where the package ipywidgets is there.
     Only a redraw reads the loss, so only a redraw waits for the device.
 
     Args:
@@ -34,12 +35,13 @@ class Progress:
     def on_fit_start(self, trainer: Trainer) -> None:
         self._total = _steps(trainer)
         self._started, self._first = time.monotonic(), trainer.step
-        terminal = sys.stderr.isatty()
-        self._seconds = self.bar_seconds if terminal else self.line_seconds
+        notebook = _in_notebook()
+        bar = notebook or sys.stderr.isatty()
+        self._seconds = self.bar_seconds if bar else self.line_seconds
         self._next = self._started + self._seconds
-        if terminal:
-            self._bar = tqdm(
-                total=self._total, initial=trainer.step, unit="step", leave=False, ascii=True, dynamic_ncols=True
+        if bar:
+            self._bar = _kind(notebook)(
+                total=self._total, initial=trainer.step, unit="step", leave=notebook, ascii=True, dynamic_ncols=True
             )
 
     @hookimpl(split="train")
@@ -55,7 +57,9 @@ class Progress:
             print(self._line(trainer, loss.item(), now - self._started), file=sys.stderr, flush=True)
 
     @hookimpl(wrapper=True)
-    def on_fit_end(self) -> Iterator[None]:
+    def on_fit_end(self, trainer: Trainer) -> Iterator[None]:
+        if self._bar is not None:
+            self._bar.n = self._bar.total = trainer.step  # a stop is an end too; a notebook keeps the bar
         self.on_teardown()  # before anyone prints at the end of a fit: a plain print would land behind the bar
         yield
 
@@ -72,6 +76,20 @@ class Progress:
             left = f"  {tqdm.format_interval((self._total - trainer.step) / rate)} left" if rate else ""
         epoch = f"epoch {trainer.epoch}/{trainer.epochs}"
         return f"{epoch}  step {trainer.step}{of}  loss {loss:.4g}  {rate:.1f} steps/s{left}"
+
+
+def _in_notebook() -> bool:
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
+
+
+def _kind(notebook: bool) -> type[tqdm[Any]]:
+    """The kind of bar; tqdm.auto knows which a notebook can show, and is not imported for a terminal."""
+    if notebook:
+        from tqdm.auto import tqdm as automatic
+
+        return automatic
+    return tqdm
 
 
 def _steps(trainer: Trainer) -> int | None:

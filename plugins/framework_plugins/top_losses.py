@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from framework import DataError, Trainer, UsageError, picture, plain
+from framework import DataError, Trainer, UsageError, picture, plain, target_of
 
 COLUMNS = 6
 
@@ -55,7 +55,7 @@ class TopLosses:
 
     def on_batch_end(self, trainer: Trainer, split: str, batch: Any, output: Any, samples: int) -> None:
         if not self._looked:  # the first batch of all shows what is wrong, not the last pass
-            self._look(output, *batch)
+            self._look(output, batch[0], target_of(batch, self.name))
         if split not in self._splits:
             return
         x, target, output = batch[0][:samples], batch[1][:samples], output[:samples].float()

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from framework import Monitor, NonFiniteError, UsageError, mode_of
+from framework import DataError, Monitor, NonFiniteError, UsageError, mode_of, target_of
 from framework.engine.losses import FLUSH, Mean
 from framework.metrics import SplitMetrics
 
@@ -264,3 +264,18 @@ def test_a_start_forgets_what_was() -> None:
     _, monitor = follow([1.0, 2.0])
     monitor.start(SimpleNamespace(metric_names=("figure",)))
     assert (monitor.best, monitor.epoch, monitor.waited) == (None, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("batch", "held"),
+    [
+        ({"image": 0, "label": 1}, "a dict of 'image', 'label'"),
+        ((0, 1, 2), "a tuple of 3"),
+        (torch.ones(2, 2), "a Tensor"),
+    ],
+    ids=["dict", "triple", "tensor"],
+)
+def test_a_target_is_the_y_of_a_pair_and_of_nothing_else(batch: Any, held: str) -> None:
+    assert target_of(("x", "y"), "accuracy") == "y"
+    with pytest.raises(DataError, match=rf"^accuracy reads y of batches \(x, y\), and this one is {held}; a collate_fn"):
+        target_of(batch, "accuracy")

@@ -11,47 +11,77 @@ from typing import Any
 import pytest
 import torch
 from framework_plugins.accuracy import Accuracy
+from framework_plugins.average_weights import AverageWeights
 from framework_plugins.best_checkpoint import BestCheckpoint
+from framework_plugins.clip_gradients import ClipGradients
 from framework_plugins.closure import Closure
+from framework_plugins.compile import Compile
 from framework_plugins.confusion_matrix import ConfusionMatrix
 from framework_plugins.console import Console
+from framework_plugins.csv import Csv
 from framework_plugins.decision_boundary import DecisionBoundary
 from framework_plugins.diagram import Diagram
 from framework_plugins.early_stopping import EarlyStopping
+from framework_plugins.f1_score import F1Score
+from framework_plugins.freeze import Freeze
 from framework_plugins.gpu_memory import GpuMemory
+from framework_plugins.gradient_statistics import GradientStatistics
 from framework_plugins.history import History
+from framework_plugins.limits import Limits
+from framework_plugins.mixed_precision import MixedPrecision
 from framework_plugins.plot import Plot
 from framework_plugins.progress import Progress
 from framework_plugins.schedule import Schedule
 from framework_plugins.summary import Summary
+from framework_plugins.tensorboard import TensorBoard
+from framework_plugins.top_checkpoints import TopCheckpoints
 from framework_plugins.top_losses import TopLosses
+from framework_plugins.torchmetrics import TorchMetrics
+from framework_plugins.validation import Validation
 from torch import nn
+from torchmetrics import AUROC, MeanMetric
 
 from framework import Result, Trainer
 from framework.checkpoint import find, read
 from framework.discovery import available
 
 EPOCHS = 3
+OTHERS = torch.linspace(-1, 1, 4).expand(3, 4), torch.arange(3)  # samples of another set
 MEASURED = ("process_mib",)  # figures of the process, not of the fit
 
 PLUGINS: dict[str, Callable[[], Sequence[Any]]] = {
     "accuracy": lambda: [Accuracy(), Accuracy(top_k=2, name="top2")],
+    "average_weights": lambda: [AverageWeights(decay=0.8)],
     "best_checkpoint": lambda: [BestCheckpoint(), BestCheckpoint("train_loss", name="lowest")],
+    "clip_gradients": lambda: [ClipGradients(0.5), ClipGradients(value=0.1, name="by_value")],
     "closure": lambda: [Closure()],
+    "compile": lambda: [Compile(backend="eager")],
     "confusion_matrix": lambda: [ConfusionMatrix()],
     "console": lambda: [Console()],
+    "csv": lambda: [Csv()],
     "decision_boundary": lambda: [DecisionBoundary()],
     "diagram": lambda: [Diagram()],
     "early_stopping": lambda: [EarlyStopping("train_loss", patience=1, min_delta=0.05, restore_best=True)],
+    "f1_score": lambda: [F1Score(), F1Score("micro", class_names="abc", name="micro")],
+    "freeze": lambda: [Freeze(["0"], until_epoch=1), Freeze("3.bias", 2, name="freeze_bias")],
     "gpu_memory": lambda: [GpuMemory()],
+    "gradient_statistics": lambda: [GradientStatistics(), GradientStatistics(3, name="thinned")],
     "history": lambda: [History()],
+    "limits": lambda: [Limits(steps=1000), Limits(monitor="train_loss", target=0.0, name="good_enough")],
+    "mixed_precision": lambda: [MixedPrecision("bf16")],
     "plot": lambda: [Plot()],
     "progress": lambda: [Progress(line_seconds=0)],
     "schedule": lambda: [Schedule()],
     "summary": lambda: [Summary()],
+    "tensorboard": lambda: [TensorBoard(x="samples")],
+    "top_checkpoints": lambda: [TopCheckpoints("train_loss"), TopCheckpoints("train_loss", 1, "max", name="worst")],
     "top_losses": lambda: [TopLosses(count=3)],
+    "torchmetrics": lambda: [
+        TorchMetrics({"auroc": AUROC("multiclass", num_classes=3), "mean": (MeanMetric(), lambda output, _: output)})
+    ],
+    "validation": lambda: [Validation(OTHERS, every_steps=3), Validation(OTHERS, name="other", save_best=True)],
 }
-ELSEWHERE = {"debug", "watchdog"}  # tested in files of their own, as they remember nothing
+ELSEWHERE = {"debug", "mlflow", "profile", "regression", "throughput", "wandb", "watchdog"}  # in files of their own
 
 
 class StopAt:

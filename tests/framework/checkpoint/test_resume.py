@@ -199,14 +199,23 @@ def test_counters_and_history_are_there_before_on_fit_start_and_the_weights_afte
     assert look.loaded == {"value": 7}
 
 
-def test_modules_that_a_plugin_had_put_to_eval_stay_there(oracle: Any, tmp_path: Path) -> None:
+class Wraps:
+    """Calls the model from inside of another module, as torch.compile does."""
+
+    @hookimpl(wrapper=True)
+    def prepare_model(self) -> Iterator[Any]:
+        return nn.Sequential((yield))
+
+
+@pytest.mark.parametrize("wraps", [[], [Wraps()]], ids=["as it is", "wrapped until the break"])
+def test_modules_that_a_plugin_had_put_to_eval_stay_there(oracle: Any, tmp_path: Path, wraps: list[Any]) -> None:
     class Frozen:
         def on_split_start(self, trainer: Trainer, split: str) -> None:
             trainer.model[1].eval()
 
     alone = trainer_in(None, [Frozen()])
     alone.fit((X, Y), epochs=2, batch_size=3)
-    trainer_in(tmp_path, [Frozen(), StopAt(2)]).fit((X, Y), epochs=2, batch_size=3)
+    trainer_in(tmp_path, [*wraps, Frozen(), StopAt(2)]).fit((X, Y), epochs=2, batch_size=3)
     resumed = trainer_in(None, [Frozen()])
     resumed.fit((X, Y), epochs=2, batch_size=3, resume=tmp_path)
     oracle.assert_same(end(oracle, alone), end(oracle, resumed))
