@@ -9,6 +9,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 if TYPE_CHECKING:
     from framework.trainer import Trainer
@@ -25,17 +26,21 @@ def layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def described(model: nn.Module) -> str:
     """Parameters, layers and hidden layers in one line."""
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    count = len(layers(model))
-    size = f"{parameters:,} parameter{'s' * (parameters != 1)} in {count} layer{'s' * (count != 1)}"
+    parameters, count = _size(model), len(layers(model))
+    later = " so far" if any(map(is_lazy, model.parameters())) else ""
+    size = f"{parameters:,} parameter{'s' * (parameters != 1)}{later} in {count} layer{'s' * (count != 1)}"
     return f"{type(model).__name__}, {size} ({max(count - 1, 0)} hidden)"
+
+
+def _size(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if not is_lazy(parameter))
 
 
 def settings_of(trainer: Trainer) -> dict[str, Any]:
     """What a fit is made of, for a logger; with the run directory of a recipe also its name, its knobs and the seed."""
     told: dict[str, Any] = {
         "model": type(trainer.model).__name__, "optimizer": type(trainer.optimizer).__name__,
-        "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "parameters": _size(trainer.model),
         "lr": trainer.optimizer.param_groups[0]["lr"], "accumulate": trainer.accumulate, "epochs": trainer.epochs,
         "batch_size": getattr(trainer.loaders["train"], "batch_size", None), "device": str(trainer.device),
     }  # fmt: skip

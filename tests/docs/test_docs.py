@@ -149,7 +149,7 @@ def test_the_readme_lists_every_recipe_with_its_first_line_and_its_page(readme):
 
 def test_every_link_of_a_page_leads_somewhere():
     for page in (*PAGES, *KOREAN):
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", prose(page)):
             assert (page.parent / target).exists(), f"{name_of(page)}: {target}"
 
 

@@ -60,3 +60,10 @@ def test_a_model_that_has_a_parameter_of_its_own_is_a_layer_without_a_name() -> 
 def test_a_layer_that_is_used_twice_counts_once() -> None:
     layer = nn.Linear(3, 3)
     assert len(layers(nn.Sequential(layer, nn.ReLU(), layer))) == 1
+
+
+def test_parameters_without_numbers_are_counted_when_they_have_some() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.LazyLinear(4))
+    assert described(model) == "Sequential, 8 parameters so far in 2 layers (1 hidden)"
+    model(torch.ones(1, 3))
+    assert described(model) == "Sequential, 20 parameters in 2 layers (1 hidden)"

@@ -21,8 +21,8 @@ ORDER = [  # each imports only those before it
     "engine.memory", "engine.precision", "engine.engine", "engine", "checkpoint.files", "checkpoint.runlock",
     "checkpoint.codec", "checkpoint.tensors", "checkpoint.snapshot", "checkpoint.store", "checkpoint.restore",
     "checkpoint.place", "checkpoint.writer", "checkpoint", "loop", "trainer", "recipe", "testing", "cli.pictures",
-    "cli.rundir", "cli.lab", "cli", "cli.options", "cli.building", "cli.signals", "cli.running", "cli.show", "cli.train",
-    "cli.resume",
+    "cli.rundir", "cli.lab", "cli", "cli.options", "cli.building", "cli.signals", "cli.running", "cli.show",
+    "cli.train", "cli.resume",
 ]  # fmt: skip
 
 spec = importlib.util.spec_from_file_location("budget", Path(__file__).with_name("budget.py"))
@@ -194,6 +194,6 @@ def test_nothing_private_of_torch_is_used_outside_of_the_module_for_it():
 
 def test_every_package_is_in_the_wheel():
     told = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["packages"]
-    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "framework").rglob("__init__.py")}
+    folders = [path.parent for home in ("", "plugins") for path in (ROOT / home).glob("framework*/**/__init__.py")]
 
-    assert {".".join(folder.parts) for folder in folders} <= set(told)
+    assert {".".join(folder.relative_to(ROOT).parts).removeprefix("plugins.") for folder in folders} <= set(told)
