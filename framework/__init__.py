@@ -26,7 +26,7 @@ _HOMES = {
     "hookimpl": "hooks", "kept_random_states": "seed", "knobs": "cli.building", "layers": "architecture",
     "mode_of": "metrics", "picture": "cli.pictures", "plain": "cli.pictures", "read_runs": "cli.rundir",
     "rebuild": "cli.building", "run": "cli.running", "settings_of": "architecture", "target_of": "metrics",
-    "write_whole": "checkpoint",
+    "unpadded": "data", "write_whole": "checkpoint",
 }  # fmt: skip
 
 __all__ = sorted(_HOMES)

@@ -14,6 +14,7 @@ from framework.cli.pictures import picture as picture
 from framework.cli.pictures import plain as plain
 from framework.cli.rundir import read_runs as read_runs
 from framework.cli.running import run as run
+from framework.data import unpadded as unpadded
 from framework.errors import CheckpointError as CheckpointError
 from framework.errors import DataError as DataError
 from framework.errors import DeviceError as DeviceError

@@ -175,6 +175,14 @@ def count_samples(batch: Any) -> int:
     return counts.pop()
 
 
+def unpadded(trainer: Any, batch: Any, output: Any) -> tuple[Any, Any]:
+    """A batch and the output for it without the rows that an on_batch_start has declared padding."""
+    if (samples := trainer.samples) >= trainer.count(batch):
+        return batch, output
+    rows = apply(lambda tensor: tensor[:samples] if tensor.dim() else tensor, (batch, output))
+    return rows[0], rows[1]
+
+
 def sizes(
     batch_size: Any, shuffle: Any, drop_last: Any, data: Any, num_workers: Any = None
 ) -> tuple[int | None, bool, bool]:

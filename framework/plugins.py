@@ -261,6 +261,11 @@ class Plugins(Mapping[str, Any]):
 
         self.around(wrap)
 
+    @property
+    def keeps_nothing(self) -> bool:
+        """Whether one says so, as in a dry run: then nothing beyond the run directory is to be written or told."""
+        return any(getattr(plugin, "keeps_nothing", False) for plugin in self.values())
+
     def of_a_step(self) -> list[Any]:
         """The plugins without which a step would be another one, but for those that follow the figures of epochs."""
         hooks = {name: {impl.hook.name for impl in self.impls if impl.listed.name == name} for name in self}

@@ -13,7 +13,7 @@ import torch
 from framework import checkpoint
 from framework.cli import rundir
 from framework.cli.lab import Lab, find_lab
-from framework.cli.options import Options, as_arguments, of_recipe
+from framework.cli.options import Options, as_arguments, of_recipe, takes_several
 from framework.discovery import DISTRIBUTION, Listed, find, several
 from framework.errors import PluginError, RecipeError, RunDirError, UsageError, did_you_mean
 from framework.plugins import examine
@@ -31,11 +31,13 @@ def build(recipe: str | Path | Callable[..., Any] | Lab, *, seed: int = 0, **kno
     made = _make(find_lab(recipe), seed, knobs)
     if not isinstance(made, dict):
         return made
-    variants = {}
-    for label, variant in made.items():
-        seed_everything(seed)
-        variants[label] = variant()
-    return variants
+    return {label: drawn_anew(variant, seed) for label, variant in made.items()}
+
+
+def drawn_anew(variant: Callable[[], Recipe], seed: int) -> Recipe:
+    """A variant of a recipe: each starts from the same draws."""
+    seed_everything(seed)
+    return variant()
 
 
 def _make(lab: Lab, seed: int, knobs: Mapping[str, Any]) -> Any:
@@ -66,8 +68,7 @@ def assemble(
         has = f"one of {', '.join(map(repr, variants))}" if variants else "none, since it has no variants"
         raise UsageError(f"{f'{label!r} is no variant' if label else 'name a variant'} of {lab.name}: {has}")
     if variants:
-        seed_everything(seed)
-        made = variants[label]()
+        made = drawn_anew(variants[label], seed)
     return made, trainer_of(made, line_up(lab, made.plugins, several(plugins), defaults=False), device, run_dir)
 
 
@@ -77,22 +78,30 @@ def knobs(recipe: str | Path | Callable[..., Any] | Lab, words: Iterable[str]) -
     Raises:
         UsageError: a word that sets nothing, no such knob (with a suggestion), or a value of the wrong type
     """
+    lab, given = _given(recipe, words)
+    typed, _ = of_recipe(lab, as_arguments(given, lab.knobs))
+    return {name: typed[name] for name in given}
+
+
+def _given(recipe: str | Path | Callable[..., Any] | Lab, words: Iterable[str]) -> tuple[Lab, dict[str, Any]]:
+    """The recipe that is meant, and the values of its knobs, still as they are written."""
     lab, given = find_lab(recipe), {}  # type: Lab, dict[str, Any]
     for word in words:
         name, sets, value = word.partition("=")
         if not sets:
             raise UsageError(f"{word!r} sets no knob: write its name, = and the value, such as {word}=...")
         lab.settings({name: value})  # tells a wrong name
-        default = lab.knobs[name].default
-        flag = {"true": True, "false": False}.get(value.lower()) if isinstance(default, bool) else None
-        given[name] = value.split() if isinstance(default, (list, tuple)) else value if flag is None else flag
-    typed, _ = of_recipe(lab, as_arguments(given, lab.knobs))
-    return {name: typed[name] for name in given}
+        flags = {"true": True, "false": False} if isinstance(lab.knobs[name].default, bool) else {}
+        if flags and value.lower() not in flags:
+            raise UsageError(f"{word!r}: write {name}=true or {name}=false")
+        given[name] = value.split() if takes_several(lab, name) else flags.get(value.lower(), value)
+    return lab, given
 
 
 def command_of(recipe: str, words: Iterable[str]) -> str:
     """The command line of a run with knobs as `knobs` takes them; of several words for one the last counts."""
-    return rundir.command(recipe, *as_arguments(knobs(recipe, words), find_lab(recipe).knobs))
+    lab, given = _given(recipe, words)
+    return rundir.command(recipe, *as_arguments(given, lab.knobs))
 
 
 def trainer_of(

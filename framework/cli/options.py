@@ -11,7 +11,7 @@ import re
 import typing
 import warnings
 from collections.abc import Callable, Container, Mapping
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -112,6 +112,12 @@ def _refuse_values_of_flags(lab: Lab, arguments: list[str]) -> None:
                 raise UsageError(f"{option} takes no value: write {option} or --no-{option[2:]}")
 
 
+def takes_several(lab: Lab, name: str) -> bool:
+    """Whether a knob is a list or a tuple, or may be one."""
+    kind = _types(lab).get(name, type(lab.knobs[name].default))
+    return any((typing.get_origin(one) or one) in (list, tuple) for one in (kind, *typing.get_args(kind)))
+
+
 def _types(lab: Lab) -> dict[str, Any]:
     """The types of the knobs that have one written down."""
     written = {name: knob.annotation for name, knob in lab.knobs.items() if knob.annotation is not knob.empty}
@@ -140,10 +146,8 @@ def as_arguments(config: Mapping[str, Any], knobs: Container[str]) -> list[str]:
         elif name == "plugin":
             given += [part for spec in _flat(value) for part in (option, spec)]
         else:
-            words = _flat(value if isinstance(value, list) else [value])
-            given += (
-                [option, *words] if isinstance(value, list) or words[0][:1] not in ("", "-") else [f"{option}={value}"]
-            )
+            joined = not isinstance(value, list) and str(value)[:1] in ("", "-")
+            given += [f"{option}={value}"] if joined else [option, *_flat(value)]
     return given
 
 
@@ -167,13 +171,8 @@ def _parsed(target: Any, arguments: list[str], prog: str, description: str | Non
 def _shortened(text: str, prog: str) -> str:
     """tyro's message without its frame: what was wrong, and which option is near."""
     lines = [re.sub(r"[\u2500-\u257f]", " ", line).strip() for line in text.splitlines()]
-    sections: list[list[str]] = [[]]
-    for line in lines[1:]:  # the first is the title of the frame
-        if line.strip("- "):
-            sections[-1].append(line)
-        else:
-            sections.append([])
-    told = [" ".join(section) for section in sections if section]
+    sections = groupby(lines[1:], key=lambda line: bool(line.strip("- ")))  # the first is the title of the frame
+    told = [" ".join(section) for written, section in sections if written]
     message = told[0].removeprefix("Error parsing ").rstrip(".") if told else "the command line cannot be parsed"
     near = next((part.removeprefix("Perhaps you meant: ").split() for part in told if part.startswith("Perhaps")), [])
     option = next((word.rstrip(",") for word in near if word.startswith("--")), None)

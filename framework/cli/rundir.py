@@ -22,6 +22,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -265,7 +266,10 @@ def _difference(before: Path, after: Path) -> list[str]:
 
 def command(*words: Any) -> str:
     """A command line of the framework, as it can be typed."""
-    return " ".join(["python -m framework", *(f'"{word}"' if " " in str(word) else str(word) for word in words)])
+    texts = ["python", "-m", "framework", *map(str, words)]
+    if os.name == "nt":
+        return subprocess.list2cmdline(texts)
+    return re.sub(r"'([\w@%+=:,./-]+)'", r"\1", shlex.join(texts))  # Hangul needs no quotes
 
 
 def code_in(given: Iterable[str]) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from framework import checkpoint
 from framework.cli import rundir, verbs
-from framework.cli.building import fit_recipe, line_up, names_in, trainer_of
+from framework.cli.building import drawn_anew, fit_recipe, line_up, names_in, trainer_of
 from framework.cli.lab import Lab, find_lab
 from framework.cli.pictures import drawn
 from framework.cli.signals import Signals
@@ -61,8 +62,9 @@ class Job:
         if not -(2**63) <= self.seed < 2**64:
             raise UsageError(f"seed must be a whole number of at most 64 bits, got {self.seed}")
         digest = rundir.sha256(Path(self.lab.file)) if self.lab.file else None
+        knobs = {name: knob.name if isinstance(knob, Enum) else knob for name, knob in self.settings.items()}
         self.about = {
-            "recipe": self.lab.name, "file": self.lab.file, "sha256": digest, "knobs": self.settings,
+            "recipe": self.lab.name, "file": self.lab.file, "sha256": digest, "knobs": knobs,
             "seed": self.seed, "device": str(self.target), "deterministic": self.deterministic,
             "given": [spec if isinstance(spec, str) else f"{type(spec).__module__}:{type(spec).__qualname__}"
                       for spec in self.extra],
@@ -187,9 +189,8 @@ def _run_variants(job: Job, made: Mapping[str, Any], parent: Path, own: bool) ->
     for label, variant in made.items():
         if not (job.resumes and rundir.is_finished(parent / label)):
             print(f"\nvariant   {label}")
-            seed_everything(job.seed)  # every variant starts from the same draws
             with rundir.ending(parent, info, own, lambda: rundir.holds_more(parent), f"{label}: "):
-                results[label] = _run_one(job, variant(), parent / label, own, label=label)
+                results[label] = _run_one(job, drawn_anew(variant, job.seed), parent / label, own, label=label)
         info["variants"].append(label)
         rundir.write_info(parent, info)
         if stopped := job.signals and job.signals.received:

@@ -22,8 +22,7 @@ from framework.plugins import examine
 
 
 def plugins(
-    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE]")] = "",
-    plugin: PluginOption = (),
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE]")] = "", plugin: PluginOption = ()
 ) -> int:
     """The available plugins; with a recipe, those of its run in their order.
 
@@ -48,9 +47,8 @@ def plugins(
         if findings:
             print(f"{name:<18} {origin(point):<26} {wrong}: {'; '.join(findings)}")
             continue
-        state = "default" if name in active else "available"
         summary = (found.plugin.__doc__ or "").strip().partition("\n")[0]
-        print(f"{name:<18} {origin(point):<26} {state:<9}  {summary}")
+        print(f"{name:<18} {origin(point):<26} {'default' if name in active else 'available':<9}  {summary}")
         print(f"{'':<18} {'':<26} {'':<9}  {', '.join(impl.hook.name for impl in impls)}")
     return 0
 
@@ -66,13 +64,12 @@ def _print_order(recipe: str, extra: tuple[str, ...]) -> None:
     for label, one in made.items() if isinstance(made, dict) else [("", made)]:
         order = line_up(lab, one.plugins, extra)
         print(f"{label + ': ' if label else ''}the plugins of {lab.name}; the first runs first and wraps outermost")
-        for number, listed in enumerate(order, start=1):
-            impls, findings = examine(listed)
+        for place, entry in enumerate(order, start=1):
+            impls, findings = examine(entry)
             if findings:
                 raise PluginError("\n".join(findings))
             hooks = ", ".join(impl.hook.name for impl in impls)
-            where = listed.distribution or "this session"
-            print(f"{number:>3}  {listed.name:<18} {listed.listed:<14} {where:<26} {hooks}")
+            print(f"{place:>3}  {entry.name:<18} {entry.listed:<14} {entry.distribution or 'this session':<26} {hooks}")
 
 
 def hooks() -> int:

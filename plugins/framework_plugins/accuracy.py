@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from framework import DataError, Trainer, UsageError, target_of
+from framework import DataError, Trainer, UsageError, target_of, unpadded
 
 
 class Accuracy:
     """Counts right answers: `{split}_accuracy`, or `{split}_top5_accuracy` for top_k=5.
 
     What an answer is follows from the target: class numbers (integers) are compared with the largest of the scores
-    in dimension 1, and classes equal to the loss's ignore_index do not count; targets of 0 and 1 in the shape of the
+    in dimension 1, and negative ones and the loss's ignore_index do not count; targets of 0 and 1 in the shape of the
     output are compared with probabilities of at least 0.5, or with logits of at least 0. Probabilities or logits
     follows from the loss, where it is one of torch's. Cross entropy also takes class probabilities as targets: the
     most probable class is the right one.
@@ -47,12 +47,11 @@ class Accuracy:
     def on_split_start(self, split: str) -> None:
         self._counts[split] = [0, 0]
 
-    def on_batch_end(self, trainer: Trainer, split: str, batch: Any, output: Any, samples: int) -> None:
+    def on_batch_end(self, trainer: Trainer, split: str, batch: Any, output: Any) -> None:
+        batch, output = unpadded(trainer, batch, output)
         target = target_of(batch, self.name)
         if not isinstance(output, Tensor) or not isinstance(target, Tensor):
             raise DataError(f"accuracy compares two tensors, got {type(output).__name__} and {type(target).__name__}")
-        if samples < len(target) and samples < trainer.count(batch):  # the rest is padding
-            output, target = output[:samples], target[:samples]
         right, count = self._judged(trainer, output, target)
         counts = self._counts.setdefault(split, [0, 0])  # is not there where a fit was resumed that had no accuracy yet
         counts[0] = counts[0] + torch.count_nonzero(right)  # not in place: a count that was loaded is on the CPU
@@ -93,8 +92,11 @@ class Accuracy:
             right = (scores.topk(self.top_k, dim=1).indices == classes.unsqueeze(1)).any(dim=1)
         else:
             raise DataError(f"top_k={self.top_k} needs as many classes; the model gives {scores.size(1)}")
-        counted = classes != ignored
-        return right & counted if ignored >= 0 else right, torch.count_nonzero(counted)
+        counted = classes >= 0
+        if ignored >= 0:
+            counted &= classes != ignored
+            right &= counted
+        return right, torch.count_nonzero(counted)
 
     def _are_logits(self, trainer: Trainer) -> bool:
         if self.logits is not None:

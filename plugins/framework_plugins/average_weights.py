@@ -16,8 +16,6 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_avg_fn, update_b
 
 from framework import CheckpointError, Trainer, UsageError, hookimpl, kept_random_states
 
-CHANGED = "training", "momentum"  # of a module, by torch's update_bn, which an error keeps from putting them back
-
 
 class AverageWeights:
     """Trains as ever, and evaluates and saves an average of the weights that training went through.
@@ -29,16 +27,18 @@ class AverageWeights:
         AverageWeights(decay=0.99)
         AverageWeights(swa_start=10)        # SWA from the eleventh epoch on; epochs count from 0
 
-    The averages are those of torch's AveragedModel, bit for bit. What is evaluated is what is saved: at the end of an
-    epoch's training, before validation, the averages go into the model, and the weights that are trained come back when
-    the next epoch begins, or after an error. So val_loss, the best checkpoint and the weights that early stopping
-    restores are those of the averages, and at the end of the fit the model keeps them, also where it was stopped inside
-    of an epoch. `trainer.evaluate` in the middle of an epoch sees the weights that are trained. A step that the
-    optimizer skipped does not count. A decay that is too long for the steps of a fit is warned of.
+    The averages are those of torch's AveragedModel, bit for bit (those of SWA on a CPU). What is evaluated is what is
+    saved: at the end of an epoch's training, before validation, the averages go into the model, and the weights that
+    are trained come back when the next epoch begins, or after an error. So val_loss, the best checkpoint and the
+    weights that early stopping restores are those of the averages, and at the end of the fit the model keeps them, also
+    where it was stopped inside of an epoch. `trainer.evaluate` in the middle of an epoch sees the weights that are
+    trained. A step that the optimizer skipped does not count. A decay that is too long for the steps of a fit is warned
+    of.
 
     Batch normalization: with SWA the running statistics are measured anew for the averages, by a pass over the training
-    data at the end of each such epoch (torch's update_bn; no random number is used up by it). With EMA the model's own
-    statistics stay, a moving average already. With `use_buffers` both average them like the weights, without a pass.
+    data at the end of each such epoch (torch's update_bn; no random number is used up by it); those of modules that are
+    in eval mode in training, such as frozen ones, stay. With EMA the model's own statistics stay, a moving average
+    already. With `use_buffers` both average them like the weights, without a pass.
 
     Args:
         decay: how much of the EMA each step keeps; 0.999 where no swa_start is given
@@ -123,11 +123,12 @@ class AverageWeights:
                 average.copy_(get_swa_avg_fn()(average, weight, self._count))
         self._count += 1
 
-    @hookimpl(split="train")
-    def on_split_end(self, trainer: Trainer) -> None:
+    @hookimpl(wrapper=True, split="train")
+    def on_split_end(self, trainer: Trainer) -> Iterator[None]:
         if self.swa_start is not None and trainer.epoch >= self.swa_start:
             self._average()
         self._put_in(trainer)
+        yield  # whatever other plugins evaluate here are the averages
 
     def _put_in(self, trainer: Trainer) -> None:
         if not self._count:
@@ -195,12 +196,21 @@ def _alike(averages: Sequence[Tensor], weights: Iterable[Tensor]) -> Iterable[tu
 
 
 class _Pass(nn.Module):
-    """What torch's update_bn takes for the model: it calls that as the loop does, with whole batches."""
+    """What torch's update_bn takes for the model: it calls that as the loop does, with whole batches.
+
+    Each module keeps the mode that it has in training: statistics that stand still there do so here.
+    """
 
     def __init__(self, trainer: Trainer) -> None:
         super().__init__()
         self.model, self._trainer = trainer.model, trainer
         self._forward = trainer.plugins.frozen("train").forward
+
+    def modules(self, remove_duplicate: bool = True) -> Iterator[nn.Module]:
+        return (module for module in super().modules(remove_duplicate) if module.training)
+
+    def train(self, mode: bool = True) -> _Pass:
+        return self
 
     def forward(self, batch: Any) -> None:
         trainer = self._trainer
@@ -213,14 +223,14 @@ class _Pass(nn.Module):
 def _measure_statistics(trainer: Trainer) -> None:
     """The running statistics of batch normalization for the weights that are in the model."""
     loader = trainer.loaders["train"]
-    kept = [(module, {n: v for n, v in vars(module).items() if n in CHANGED}) for module in trainer.model.modules()]
+    kept = [(module, module.momentum) for module in trainer.model.modules() if "momentum" in vars(module)]
     try:
         with kept_random_states(*_generators(loader)):
             batches = trainer.engine.batches(trainer, "train", loader, False)
             update_bn(([batch] for batch in batches), _Pass(trainer))
-    finally:
-        for module, values in kept:
-            vars(module).update(values)
+    finally:  # an error keeps torch from putting it back
+        for module, momentum in kept:
+            module.momentum = momentum
 
 
 def _generators(loader: Any) -> list[torch.Generator]:

@@ -13,7 +13,18 @@ import torch
 import tyro
 from torch.utils.data import DataLoader, IterableDataset
 
-from framework import PluginOption, Recipe, Trainer, UsageError, assemble, command_of, fit_recipe, hookimpl, knobs
+from framework import (
+    DataError,
+    PluginOption,
+    Recipe,
+    Trainer,
+    UsageError,
+    assemble,
+    command_of,
+    fit_recipe,
+    hookimpl,
+    knobs,
+)
 
 WORTH = 1.05  # a batch twice as large is worth it if so many times the samples are trained on in a second
 FOREVER = 10**9  # epochs; the stopwatch ends the fit
@@ -98,6 +109,11 @@ def batch_size(
             watch = _train(made, trainer, _Stopwatch(seconds), size)
         except (torch.OutOfMemoryError, MemoryError):
             full = f"{size} samples are more than the memory holds"
+            break
+        except DataError:
+            if not rates:
+                raise
+            full = f"the data gives no batch of {size} samples"
             break
         rates[size] = watch.samples / watch.elapsed
         print(f"{size:<9} {rates[size]:>9,.0f} {needed >> 20:>8,}")

@@ -22,7 +22,8 @@ class Compile:
     and without this plugin. The first batch of each shape waits for the compiler. Sums of numbers are taken in another
     order than without it, and dropout draws other ones: it learns as well, and not the same bits.
 
-    Whether the backend works on this machine is tried with two numbers, before anything of the fit is done.
+    Whether the backend works on this machine is tried with two numbers, before anything of the fit is done. What was
+    compiled earlier in this process is forgotten at the start of a fit, and compiled again when it is called.
 
     Args:
         mode: "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"
@@ -48,15 +49,19 @@ class Compile:
             raise UsageError(f"a model is compiled once: list one of {' and '.join(several)}")
         if trainer.engine.fast == "math":
             raise UsageError(f"fast='math' compiles the model already: leave out it or the plugin {self.name}")
+        torch.compiler.reset()  # it keeps few kernels of one function, and earlier fits may have left no room
         self._try(trainer.device)
-        return torch.compile((yield), **self.settings)
+        compiled = torch.compile((yield), **self.settings)
+        if not isinstance(compiled, nn.Module):
+            raise UsageError(f"{self.name}: the model is compiled already: give the Trainer the model itself")
+        return compiled
 
     def _try(self, device: torch.device) -> None:
         backend = self.settings["backend"]
         try:
-            torch.compile(nn.ReLU(), **self.settings)(torch.zeros(2, device=device))
+            torch.compile(lambda x: x + x, **self.settings)(torch.zeros(2, device=device))
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).partition("\n\n")[0].replace("\n", " ")
+            reason = (str(error).strip() or type(error).__name__).partition("\n\n")[0].replace("\n", " ").rstrip(".")
             needs = "It needs a C++ compiler (on Windows that of Visual Studio), and on a GPU Triton. "
             raise UsageError(
                 f"{self.name}: torch.compile with the backend {backend!r} does not work here: {reason}. "

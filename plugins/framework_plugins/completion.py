@@ -48,21 +48,21 @@ _framework_complete() {
 complete -F _framework_complete framework python python3
 """,
     "zsh": """\
-#compdef framework python python3
 _framework_complete() {
     local program=$python
     local -a before found
-    before=("${(@)words[2,CURRENT-1]}")
+    before=("${(@Q)words[2,CURRENT-1]}")
     if [[ ${words[1]} == *python* ]]; then
         if [[ ${words[2]} != -m || ${words[3]} != framework ]] || (( CURRENT < 4 )); then
-            _default
+            (( $+functions[_python] )) && _python || _default
             return
         fi
-        program=${words[1]}
+        program=${(Q)words[1]}
         shift 2 before
     fi
-    found=("${(@f)$("$program" -m framework_plugins.completion --current="${words[CURRENT]}" $before 2>/dev/null)}")
-    compadd -f -- ${found:#}
+    found=("${(@f)$("$program" -m framework_plugins.completion --current="${(Q)PREFIX}" "${(@)before}" 2>/dev/null)}")
+    compadd -S '' -- ${(M)found:#*/}
+    compadd -- ${found:#(*/|)}
 }
 compdef _framework_complete framework python python3
 """,
@@ -88,7 +88,7 @@ complete -c python3 -n __framework_is_meant -f -a '(__framework_complete)'
     "powershell": """\
 Register-ArgumentCompleter -Native -CommandName framework, python, python3 -ScriptBlock {
     param($wordToComplete, $commandAst, $cursorPosition)
-    $words = @($commandAst.CommandElements | ForEach-Object { $_.ToString() })
+    $words = @($commandAst.CommandElements | ForEach-Object { if ($_.Value) { $_.Value } else { $_.ToString() } })
     if ($wordToComplete) { $words = @($words | Select-Object -SkipLast 1) }
     $begin = 1
     if ($words[0] -match 'python') {
@@ -96,8 +96,10 @@ Register-ArgumentCompleter -Native -CommandName framework, python, python3 -Scri
         $begin = 3
     }
     $before = @($words | Select-Object -Skip $begin)
-    & $python -m framework_plugins.completion "--current=$wordToComplete" $before 2>$null | ForEach-Object {
-        [System.Management.Automation.CompletionResult]::new($_, $_, 'ParameterValue', $_)
+    $current = $wordToComplete.Trim("'", '"')
+    & $python -m framework_plugins.completion "--current=$current" $before 2>$null | ForEach-Object {
+        $quoted = if ($_ -match '[^\\w./\\\\:=-]') { "'" + $_.Replace("'", "''") + "'" } else { $_ }
+        [System.Management.Automation.CompletionResult]::new($quoted, $_, 'ParameterValue', $_)
     }
 }
 """,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framework import DataError, Trainer, UsageError, picture, plain, target_of
+from framework import DataError, Trainer, UsageError, picture, plain, target_of, unpadded
 
 MOST = 30  # classes up to which the numbers are written into the picture
 
@@ -17,10 +17,10 @@ class ConfusionMatrix:
     """Counts the samples of each class by the class that the model gives them, and draws the counts.
 
     `confusion_val.svg` is that of the last pass over the validation set (without one `confusion_train.svg`, of the last
-    epoch), `confusion_test.svg` that of the test set. A row is a class, a column an answer; what is right stands on the
-    diagonal. Samples that the loss ignores do not count: targets that are its ignore_index, or the number of no class.
-    The counts stay on the device until the end of a pass; `matrix[split]` holds them after it, of shape
-    (classes, classes). Without a run directory nothing is drawn.
+    epoch), `confusion_test.svg` that of what is evaluated outside of a fit. A row is a class, a column an answer; what
+    is right stands on the diagonal. Samples that the loss ignores do not count: targets that are its ignore_index, or
+    the number of no class. The counts stay on the device until the end of a pass; `matrix[split]` holds them after it,
+    of shape (classes, classes). Without a run directory nothing is drawn.
 
     Args:
         class_names: for the axes; by default the numbers of the classes
@@ -35,29 +35,30 @@ class ConfusionMatrix:
         self.class_names = None if class_names is None else [str(name) for name in class_names]
         self.matrix: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}  # of the passes that are not at their end, by split
-        self._looked = False
+        self._looked = self._fits = False
         self._splits: tuple[str, ...] = ("test",)  # of which answers are counted
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        self._looked, self._counts, self._device = False, {}, trainer.device
+        self._fits, self._looked, self._counts, self._device = True, False, {}, trainer.device
         self._splits = "val" if "val" in trainer.loaders else "train", "test"
         self.matrix.pop(self._splits[0], None)
 
     def on_split_start(self, split: str) -> None:
         self._counts.pop(split, None)
 
-    def on_batch_end(self, trainer: Trainer, split: str, batch: Any, output: Any, samples: int) -> None:
+    def on_batch_end(self, trainer: Trainer, split: str, batch: Any, output: Any) -> None:
+        batch, output = unpadded(trainer, batch, output)
         target = target_of(batch, self.name)
         if not self._looked:  # the first batch of all shows what is wrong, not the last pass
             self._look(output, target)
         if split not in self._splits:
             return
-        classes, target = output.size(1), target[:samples]
+        classes = output.size(1)
         if split not in self._counts:
             self._counts[split] = torch.zeros(classes, classes, dtype=torch.int64, device=output.device)
         ignored = getattr(trainer.loss, "ignore_index", -100)
         counted = ((target >= 0) & (target < classes) & (target != ignored)).long()
-        cells = target * counted * classes + output[:samples].argmax(dim=1)
+        cells = target * counted * classes + output.argmax(dim=1)
         self._counts[split].view(-1).index_add_(0, cells, counted)
 
     def _look(self, output: Any, target: Any) -> None:
@@ -74,7 +75,7 @@ class ConfusionMatrix:
     def on_split_end(self, trainer: Trainer, split: str) -> None:
         if split in self._counts:
             self.matrix[split] = trainer.sum(self._counts.pop(split)).cpu()
-            if split == "test":  # evaluated after the fit
+            if split == "test" and not self._fits:  # inside of a fit it may be any data, and many times
                 self._draw(trainer, split)
 
     def state_dict(self) -> dict[str, Any]:
@@ -87,8 +88,12 @@ class ConfusionMatrix:
             self.matrix[self._splits[0]] = state["matrix"]
 
     def on_fit_end(self, trainer: Trainer) -> None:
+        self._fits = False  # a plugin behind this one may evaluate the test set now
         if self._splits[0] in self.matrix:
             self._draw(trainer, self._splits[0])
+
+    def on_teardown(self) -> None:
+        self._fits = False
 
     def _draw(self, trainer: Trainer, split: str) -> None:
         if trainer.run_dir is None:

@@ -160,27 +160,30 @@ def _baseline(trainer: Trainer) -> str:
     if altered or known is None or judged is None or known.shape[1:] != judged.shape[1:]:
         return ""
     if kind in CLASSES and not (known.is_floating_point() or judged.is_floating_point()):
-        return _of_classes(known, judged, split, getattr(loss, "ignore_index", -100))
+        return _of_classes(known, judged, split, loss)
     weighted = getattr(loss, "weight", None) is not None or getattr(loss, "pos_weight", None) is not None
-    known, judged = known.detach().float(), judged.detach().float()
+    known, judged = known.detach().cpu().double(), judged.detach().cpu().double()  # large ones may differ by little
     if kind in BINARY and not weighted:
-        return _of_answers(known.to(judged.device), judged, split, loss, kind in LOGITS)
+        return _of_answers(known, judged, split, loss, kind in LOGITS)
     if kind in NUMBERS:
         what, guess = ("mean", known.mean(dim=0)) if kind in SQUARES else ("median", known.median(dim=0).values)
-        return f"always the {what}: {split}_loss {_number(loss(guess.to(judged).expand_as(judged), judged).item())}"
+        return f"always the {what}: {split}_loss {_number(loss(guess.expand_as(judged), judged).item())}"
     return ""
 
 
-def _of_classes(known: Tensor, judged: Tensor, split: str, ignored: int) -> str:
-    """Cross entropy: the most frequent class, and ln C, which is the loss of a uniform guess whatever the weights."""
+def _of_classes(known: Tensor, judged: Tensor, split: str, loss: Any) -> str:
+    """Cross entropy: the most frequent class, and ln C, the loss of a uniform guess with weights or smoothed labels."""
+    ignored = getattr(loss, "ignore_index", -100)
     classes, counts = known[(known != ignored) & (known >= 0)].unique(return_counts=True)
     counted = judged[judged != ignored]
     if not len(classes) or not len(counted):
         return ""
-    first, count = int(classes[counts.argmax()]), int(classes[-1]) + 1
+    first, count = int(classes[counts.argmax()]), 1 + max(int(classes[-1]), int(counted.max()))
     right = _number(int(torch.count_nonzero(counted == first)) / counted.numel())
-    uniform = f"a uniform guess of {_plural(count, 'class', 'es')}: {split}_loss {_number(math.log(count))}"
-    return f"always class {first}: {split}_accuracy {right}; {uniform}"
+    uniform = f"; a uniform guess of {_plural(count, 'class', 'es')}: {split}_loss {_number(math.log(count))}"
+    weights = getattr(loss, "weight", None) is not None
+    both = weights and getattr(loss, "label_smoothing", 0.0) > 0  # then it is not ln C
+    return f"always class {first}: {split}_accuracy {right}{'' if both else uniform}"
 
 
 def _of_answers(known: Tensor, judged: Tensor, split: str, loss: Any, logits: bool) -> str:
@@ -199,9 +202,11 @@ def _of_answers(known: Tensor, judged: Tensor, split: str, loss: Any, logits: bo
 def _targets_of(loader: Any) -> Tensor | None:
     """The targets of all samples that a loader gives, where they lie in memory."""
     if isinstance(loader, DataLoader):
+        sampler: Any = loader.sampler
         plain = loader.batch_size and loader.collate_fn is default_collate
-        in_turn = type(loader.sampler) in (SequentialSampler, RandomSampler)  # no sample more often than another
-        found = _targets(loader.dataset) if plain and in_turn else None
+        found = _targets(loader.dataset) if plain and type(sampler) in (SequentialSampler, RandomSampler) else None
+        if found is not None and len(found) != len(sampler):  # not each sample once
+            return None
     else:
         pair = getattr(loader, "batch", None)  # the whole
         found = pair[1] if isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], Tensor) else None
@@ -222,4 +227,4 @@ def _targets(data: Any) -> Tensor | None:
     found = getattr(data, "targets", None)
     if isinstance(found, list) and set(map(type, found)) == {int}:
         return torch.tensor(found)
-    return found if isinstance(found, Tensor) else None
+    return found if isinstance(found, Tensor) and found.dim() == 1 else None

@@ -24,7 +24,7 @@ class Csv:
     checkpoint. A figure that an epoch does not have is an empty cell; nan and inf stand there as such.
 
     The file is UTF-8, and begins with a byte order mark where the header is not plain ASCII, since Excel would take it
-    for another encoding. Without a run directory and a path nothing is written.
+    for another encoding. Without a run directory and a path, and in a dry run, nothing is written.
 
     Args:
         path: another file
@@ -45,7 +45,8 @@ class Csv:
 
     def on_fit_start(self, trainer: Trainer) -> None:
         self._samples, self._by_epoch = None if trainer.step else 0, {}
-        self._target = self._target_of(trainer)
+        dry = trainer.plugins.keeps_nothing
+        self._target = None if dry else self._target_of(trainer)
         for plugin in trainer.plugins.values():
             if (
                 isinstance(plugin, Csv)

@@ -73,10 +73,18 @@ def export_model(model: nn.Module, inputs: Any, file: Path, format: str) -> floa
         UsageError: it cannot be exported, or gives something else
     """
     kind = type(model).__name__
-    with torch.no_grad():
-        expected = [_leaves(model(_rows(inputs, count))) for count in BATCHES]
-        if any(map(_differ, expected[-1], _leaves(model(inputs)))):
-            raise UsageError(f"{kind} gives something else each time, in eval mode too: is there a dropout left on?")
+    try:
+        with torch.no_grad():
+            expected = [_leaves(model(_rows(inputs, count))) for count in BATCHES]
+            again = _leaves(model(inputs))
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError) as error:
+        said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        raise UsageError(
+            f"{kind} cannot be called with what the recipe's batches hold: {said}; if a plugin `forward` calls it "
+            "otherwise, export_model of framework_plugins.export takes inputs of your own"
+        ) from error
+    if any(map(_differ, expected[-1], again)):
+        raise UsageError(f"{kind} gives something else each time, in eval mode too: is there a dropout left on?")
     if not expected[-1]:
         raise UsageError(f"the output of {kind} has no tensor")
     with _quiet(), _reasoned(kind, format):

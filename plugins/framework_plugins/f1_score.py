@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from framework import DataError, Trainer, UsageError, target_of
+from framework import DataError, Trainer, UsageError, target_of, unpadded
 
 AVERAGES = "macro", "micro", "weighted"
 FIGURES = "precision", "recall", "f1"
@@ -63,13 +63,12 @@ class F1Score:
     def on_split_start(self, split: str) -> None:
         self._counts.pop(split, None)
 
-    def on_batch_end(self, trainer: Trainer, split: str, batch: Any, output: Any, samples: int) -> None:
+    def on_batch_end(self, trainer: Trainer, split: str, batch: Any, output: Any) -> None:
+        batch, output = unpadded(trainer, batch, output)
         target = target_of(batch, self.name)
         if not isinstance(output, Tensor) or not isinstance(target, Tensor):
             kinds = f"{type(output).__name__} and {type(target).__name__}"
             raise DataError(f"{self.name} compares two tensors, got {kinds}")
-        if samples < len(target) and samples < trainer.count(batch):  # the rest is padding
-            output, target = output[:samples], target[:samples]
         counts = self._counted(trainer, output, target)
         if split in self._counts:
             counts += self._counts[split]
@@ -109,7 +108,7 @@ class F1Score:
             return _of_classes(output, target, getattr(trainer.loss, "ignore_index", -100))
         if output.shape == target.shape and output.dim() > 1 and _over_classes(trainer.loss):
             return _of_classes(output, target.argmax(dim=1), -100)
-        if output.shape == target.shape:
+        if output.shape == target.shape and output.dim():
             return _of_labels(output >= (0.0 if self._are_logits(trainer) else 0.5), target >= 0.5)
         raise DataError(
             f"{self.name} cannot compare an output of shape {tuple(output.shape)} with a target of shape "

@@ -37,10 +37,14 @@ class Freeze:
 
     def __init__(self, modules: Sequence[str] | str = (), until_epoch: int | None = None, name: str = "freeze") -> None:
         self.name = name
-        self.modules = [modules] if isinstance(modules, str) else list(modules)
+        self.modules: list[str] = [modules] if isinstance(modules, (str, nn.Module)) else list(modules)
         self.until_epoch = until_epoch
         if not self.modules:
             raise UsageError(f"{name}: say what is to be frozen, by name: Freeze(['backbone'])")
+        for given in self.modules:
+            if not isinstance(given, str):
+                told = f"such as Freeze(['backbone']), got {given!r:.60}"
+                raise UsageError(f"{name}: modules are given by their names, {told}")
         if until_epoch is not None and (type(until_epoch) is not int or until_epoch < 1):
             raise UsageError(f"{name}: until_epoch must be an epoch, a whole number from 1 up, got {until_epoch!r}")
         self._parameters: dict[str, nn.Parameter] = {}  # that are frozen, and were not before the fit
@@ -51,13 +55,16 @@ class Freeze:
         self._thaw()
         found = _found(trainer.model, self.modules, self.name)
         for other, plugin in trainer.plugins.items():
-            if isinstance(plugin, Freeze) and (both := found.keys() & plugin._parameters.keys()):
+            if not isinstance(plugin, Freeze):
+                continue
+            frozen = {id(parameter) for parameter in plugin._parameters.values()}  # one that is tied has several names
+            if both := [name for name, parameter in found.items() if id(parameter) in frozen]:
                 raise UsageError(f"{other} and {self.name} both freeze {min(both)}: name it in one of them")
         self._parameters = {name: parameter for name, parameter in found.items() if parameter.requires_grad}
         named = trainer.model.named_modules()
         self._modules = [m for name, m in named if any(fnmatchcase(name, pattern) for pattern in self.modules)]
         for parameter in self._parameters.values():
-            parameter.requires_grad_(False)
+            parameter.requires_grad = False  # a lazy one has the attribute, and not requires_grad_()
             parameter.grad = None  # one that is left over would move it
         return (yield)
 
@@ -81,7 +88,7 @@ class Freeze:
 
     def _thaw(self) -> None:
         for parameter in self._parameters.values():
-            parameter.requires_grad_(True)
+            parameter.requires_grad = True
         self._parameters, self._modules = {}, []
 
 

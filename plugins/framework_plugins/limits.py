@@ -71,7 +71,7 @@ class Limits:
         self.steps, self.seconds, self.target = steps, seconds, target
         self.batches = {"train": train_batches, "val": val_batches}
         self.monitor = Monitor(monitor, mode)
-        self._begun, self._before = 0.0, 0.0  # when this fit began, and the seconds before it was resumed
+        self._begun, self._spent = 0.0, 0.0  # when the fit began, without its breaks, and its seconds at the last look
         if steps or seconds:  # else no batch is asked about it
             self.on_batch_end = self._after_batch
 
@@ -83,7 +83,7 @@ class Limits:
         return FirstBatches(loader, most)
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        self._begun, self._before = time.monotonic(), 0.0
+        self._begun, self._spent = time.monotonic(), 0.0
         if self.batches["val"] and "val" not in trainer.loaders:
             raise UsageError(f"val_batches={self.batches['val']}, and this fit has no validation set")
         if self.target is not None:
@@ -104,22 +104,21 @@ class Limits:
         """Ask for the end where a limit is reached."""
         if self.steps is not None and trainer.step >= self.steps:
             trainer.stop(f"{self.steps} steps")
-        if self.seconds is not None and self._spent() >= self.seconds:
+        self._spent = time.monotonic() - self._begun
+        if self.seconds is not None and self._spent >= self.seconds:
             trainer.stop(f"{self.seconds:g} s")
         best, target = self.monitor.best, self.target
         reaches = operator.le if self.monitor.mode == "min" else operator.ge
         if best is not None and target is not None and reaches(best, target):
             trainer.stop(f"{self.monitor.name} reached {target:g} ({best:.6g})")
 
-    def _spent(self) -> float:
-        return self._before + time.monotonic() - self._begun
-
     def state_dict(self) -> dict[str, Any]:
-        spent = {} if self.seconds is None else {"seconds": self._spent()}
+        spent = {} if self.seconds is None else {"seconds": self._spent}
         return {**spent, "monitor": self.monitor.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._before = state.get("seconds", 0.0)
+        self._spent = state.get("seconds", 0.0)
+        self._begun = time.monotonic() - self._spent
         self.monitor.load_state_dict(state["monitor"])
 
 

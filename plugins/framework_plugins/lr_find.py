@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
@@ -50,7 +51,8 @@ def find_lr(
     rate at the steepest descent of the smoothed loss. It ends early when the loss explodes or is inf or nan.
 
     Afterwards everything is as it was, also after an error or Ctrl-C: parameters, buffers, gradients, modes, optimizer,
-    every random generator, that of a DataLoader too. What is trained is the model itself, which is put back, and no
+    every random generator of the program, that of a DataLoader too, but not those that a data set or a plugin keeps for
+    itself. What is trained is the model itself, which is put back, and no
     copy of it: a loss that adds a penalty on the model's weights would go on reading those of the original.
 
     Plugins that change a step take part: `forward`, `compute_loss`, `optimizer_step` and the like. Those that look or
@@ -69,12 +71,14 @@ def find_lr(
         options: more of `Trainer.fit`, such as accumulate and num_workers
 
     Raises:
-        UsageError: the rates do not rise, or too few steps
+        UsageError: the rates do not rise, too few steps, or a lazy model that has seen no batch
     """
     if not 0 < start < end < math.inf:
         raise UsageError(f"the rates must rise from a positive start to a finite end, got start={start}, end={end}")
     if steps < 10:
         raise UsageError(f"steps={steps} are too few to see where the loss falls: at least 10")
+    if any(map(is_lazy, trainer.model.parameters())):
+        raise UsageError("the parameters of a lazy module are made by its first batch: call the model with one first")
     ramp = _Ramp([start * (end / start) ** (step / (steps - 1)) for step in range(steps)])
     plugins = trainer.plugins.of_a_step()
     if trainer.device.type == "cuda":
@@ -145,17 +149,16 @@ def _put_back(trainer: Trainer, plugins: Sequence[Any]) -> Iterator[None]:
     values = [(tensor, tensor.detach().clone(), tensor.requires_grad) for tensor in tensors.values()]
     leaves = [tensor for tensor in tensors.values() if tensor.is_leaf]
     gradients = [(leaf, leaf.grad, leaf.grad.clone()) for leaf in leaves if leaf.grad is not None]
-    # each dict of a module, such as that of its parameters, stays the same one: handles of hooks point at it
-    dicts = [*map(vars, modules), *owned]
-    dicts += [value for outer in dicts for value in outer.values() if isinstance(value, dict)]
-    contents = [(one, dict(one)) for one in dicts]
+    # each dict and list of a module, such as that of its parameters, stays the same one: handles of hooks point at it
+    held = {id(one): one for outer in (*map(vars, modules), *owned) for one in _containers(outer)}.values()
+    contents = [(one, copy.copy(one)) for one in held]
     settings = [(one, list(one.param_groups), *_settings(one)) for one in optimizers]
     try:
         yield
     finally:
         for one, content in contents:
             one.clear()
-            one.update(content)
+            one.update(content) if isinstance(one, dict) else one.extend(content)
         for tensor, value, required in values:
             tensor.detach().copy_(value)
             if tensor.is_leaf:
@@ -182,6 +185,14 @@ def _tensors(modules: Iterable[nn.Module], optimizers: Iterable[Optimizer]) -> I
         yield from (parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
+def _containers(held: Any) -> Iterator[Any]:
+    """A dict or a list, and those inside of it."""
+    if isinstance(held, (dict, list)):
+        yield held
+        for value in held.values() if isinstance(held, dict) else held:
+            yield from _containers(value)
+
+
 def _settings(optimizer: Optimizer) -> tuple[list[dict[str, Any]], dict[Tensor, Any]]:
     """Copies of the settings of each group and of the state. load_state_dict would cast what differs in dtype."""
     groups = [{k: list(v) if k == "params" else copy.deepcopy(v) for k, v in g.items()} for g in optimizer.param_groups]
@@ -204,6 +215,8 @@ def _half(losses: Sequence[float]) -> int:
 
 def _verdict(rates: Sequence[float], losses: Sequence[float], ended: str) -> tuple[float | None, str]:
     """The rate to begin with, and why."""
+    if not losses:
+        return None, f"{ended}, before a step was taken: it is not the rate"
     half, tail = _half(losses), f"; {ended}" if ended else ""
     if len(losses) <= 4 * half:
         return None, f"only {len(losses)} steps could be taken{tail}: begin with a lower rate"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator, MutableMapping
 from typing import Any
 
@@ -38,7 +39,8 @@ class MixedPrecision:
         growth_interval: with fp16, steps in a row without inf after which the scale is doubled
 
     Raises:
-        UsageError: another dtype; two of this plugin; with fp16, parameters that are float16 themselves
+        UsageError: another dtype; a scale or interval that can be none; two of this plugin; with fp16, parameters that
+            are float16 themselves
         NonFiniteError: with fp16, gradients that stay inf or nan with the smallest scale
     """
 
@@ -47,6 +49,12 @@ class MixedPrecision:
     ) -> None:
         if dtype not in ("auto", *DTYPES):
             raise UsageError(f"{name}: dtype must be 'auto', 'bf16' or 'fp16', got {dtype!r}")
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
+            raise UsageError(f"{name}: scale must be a number above 0, got {scale!r}")
+        if type(growth_interval) is not int or growth_interval < 1:
+            raise UsageError(
+                f"{name}: growth_interval must be a whole number of steps from 1 up, got {growth_interval!r}"
+            )
         self.name = name
         self.dtype = dtype
         self.scale = scale

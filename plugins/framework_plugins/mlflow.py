@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from collections.abc import Mapping
@@ -37,7 +38,7 @@ class Mlflow:
         self._id: str | None = None
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        self._silent = any(getattr(plugin, "keeps_nothing", False) for plugin in trainer.plugins.values())
+        self._silent = trainer.plugins.keeps_nothing
         if self._silent:  # a dry run
             return
         try:
@@ -73,7 +74,8 @@ class Mlflow:
             self._begin()
         if epoch > self._there:
             now, figures = int(time.time() * 1000), {name: value for name, value in metrics.items() if name != "epoch"}
-            told = [self._entities.Metric(name, value, now, epoch) for name, value in figures.items()]
+            named = {re.sub(r"[^\w./ -]", "_", name): value for name, value in figures.items()}  # it takes no others
+            told = [self._entities.Metric(name, value, now, epoch) for name, value in named.items()]
             self._client.log_batch(self._id, metrics=told)
 
     def on_exception(self) -> None:
@@ -88,6 +90,7 @@ class Mlflow:
         return {"id": self._id}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._id = state["id"]
-        self._client.update_run(self._id, status="RUNNING")
-        self._there = max((row.step for row in self._client.get_metric_history(self._id, "train_loss")), default=-1)
+        if state["id"] is not None:
+            self._id = state["id"]
+            self._client.update_run(self._id, status="RUNNING")
+            self._there = max((row.step for row in self._client.get_metric_history(self._id, "train_loss")), default=-1)

@@ -90,7 +90,7 @@ def overfit(
     gap = figures["test_loss"] - losses[-1] > 0.05 * abs(losses[0])
     note = "; in training mode it is lower: batch normalization or the like takes other statistics here" * gap
     print(f"in eval   {figures['test_loss']:.6g}{told}{note}")
-    learned = losses[-1] <= target * losses[0] or one.right == 1
+    learned = losses[-1] <= target * losses[0] < losses[0] or one.right == 1  # of a loss below 0 there is no share
     print(f"verdict   {'learned by heart' if learned else f'not learned by heart: {_why(losses)}'}")
     if not learned:
         print("check     " + "\n          ".join(CHECK))
@@ -103,6 +103,8 @@ def _why(losses: Sequence[float]) -> str:
     last, before = statistics.fmean(losses[-tenth:]), statistics.fmean(losses[-2 * tenth : -tenth])
     if max(losses) - min(losses) <= 1e-6 * abs(losses[0]):
         return "the loss does not move. Do the parameters of the optimizer get gradients, and is its rate above 0?"
+    if losses[0] <= 0:
+        return "it begins at or below 0, so no share of it tells. See yourself whether it came down far enough"
     if last > losses[0]:
         return "the loss rises. Try a smaller rate"
     if before - last > 0.02 * (losses[0] - last):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framework import DataError, Trainer, target_of
+from framework import DataError, Trainer, target_of, unpadded
 
 FIGURES = "mae", "rmse", "r2"
 
@@ -46,7 +46,8 @@ class Regression:
     def on_split_start(self, split: str) -> None:
         self._sums.pop(split, None)
 
-    def on_batch_end(self, split: str, batch: Any, output: Any, samples: int) -> None:
+    def on_batch_end(self, trainer: Trainer, split: str, batch: Any, output: Any) -> None:
+        batch, output = unpadded(trainer, batch, output)
         target = target_of(batch, self.name)
         shapes = [tuple(getattr(part, "shape", ())) for part in (output, target)]
         if not shapes[0] or shapes[0] != shapes[1]:
@@ -55,10 +56,11 @@ class Regression:
                 f"{shapes[0] or type(output).__name__}, and the target is {shapes[1] or type(target).__name__}"
             )
         exact = torch.float32 if output.device.type == "mps" else torch.float64
-        output, target = (part[:samples].to(exact).reshape(samples, -1) for part in (output, target))
+        rows = len(target)
+        output, target = (part.to(exact).reshape(rows, -1) for part in (output, target))
         error, mean = output - target, target.mean(dim=0)
         sums = torch.stack([error.abs().sum(0), error.square().sum(0), mean, (target - mean).square().sum(0)])
-        self._sums[split] = _merged(self._sums[split], (samples, sums)) if split in self._sums else (samples, sums)
+        self._sums[split] = _merged(self._sums[split], (rows, sums)) if split in self._sums else (rows, sums)
 
     def on_split_end(self, trainer: Trainer, split: str, metrics: MutableMapping[str, float]) -> None:
         figures = [math.nan] * 3

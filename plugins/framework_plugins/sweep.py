@@ -37,7 +37,7 @@ from framework import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-RANGE = re.compile(r"(.+?)\.\.(.+?)(?::(log|linear))?")
+RANGE = re.compile(r"([-+\w.]+?)\.\.([-+\w.]+?)(?::(log|linear))?")
 SPAN = 100  # from a range whose ends differ by this factor on, numbers are drawn by their logarithms
 FILE = "sweep.json"
 
@@ -172,7 +172,8 @@ class Sweep:
             if done.knobs == words:
                 return done, True
         name = ",".join(f"{knob}={words[knob]}" for knob in varied)
-        if not re.fullmatch(r"[\w.=,+-]{1,100}\w", name):  # else it cannot name a directory everywhere
+        taken = {done.name.casefold() for done in self.trials}
+        if not re.fullmatch(r"[\w.=,+-]{1,100}\w", name) or name.casefold() in taken:  # a directory of its own anywhere
             name = f"{len(self.trials) + 1:03}"
         trial = Trial(name, words)
         shutil.rmtree(self.directory / name, ignore_errors=True)  # what was cut off
@@ -194,10 +195,16 @@ class Sweep:
         except FrameworkError as error:
             trial.error = str(error)
             return
+        except Exception as error:  # of a model that does not take every setting
+            trial.error = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            return
         trial.seconds = result.seconds
-        rows = [row for row in result.history if math.isfinite(row.get(monitor, math.nan))]
-        if not rows:
+        if result.history and monitor not in result.history[-1]:
             raise UsageError(f"no metric {monitor!r} to compare trials by. There is: {', '.join(result.history[-1])}")
+        rows = [row for row in result.history if math.isfinite(row[monitor])]
+        if not rows:
+            trial.error = f"{monitor} was never a number" if result.history else "stopped before an epoch was over"
+            return
         best = (max if mode_of(monitor) == "max" else min)(rows, key=lambda row: row[monitor])
         trial.value, trial.epoch = best[monitor], best["epoch"]
 
@@ -240,6 +247,8 @@ def sweep(
     except KeyboardInterrupt:
         print(f"next      the same command with --run-dir {directory} goes on with what is missing")
         raise
+    differing = [knob for knob in first if len({trial.knobs.get(knob) for trial in own.trials}) > 1]
+    varied += [knob for knob in differing if knob not in varied]  # from one call to the next
     ranked = sorted(own.trials, key=lambda each: math.inf if each.value is None else sign * each.value)
     return _conclude(ranked, varied, monitor, own)
 

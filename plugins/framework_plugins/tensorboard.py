@@ -16,9 +16,10 @@ class TensorBoard:
 
         tensorboard --logdir runs
 
-    The files are in `tensorboard/` of the run directory; rows reach the disk with each checkpoint, and every ten
-    seconds. A fit into a directory that holds an earlier one takes its place, and a fit that is resumed takes the place
-    of what a killed one had written after the checkpoint. Without a run directory and a directory nothing is written.
+    The files are in `tensorboard/` of the run directory, or in that of another `name`; rows reach the disk with each
+    checkpoint, and every ten seconds. A fit into a directory that holds an earlier one takes its place, and a fit that
+    is resumed takes the place of what a killed one had written after the checkpoint. Without a run directory and a
+    directory, and in a dry run, nothing is written.
 
     Args:
         directory: another place for the files
@@ -47,7 +48,8 @@ class TensorBoard:
             raise UsageError(f"{self.name} {needs}") from error
         self._make = SummaryWriter
         self._samples, self._last = 0, -1
-        self._place = self.directory or (trainer.run_dir and trainer.run_dir / "tensorboard")
+        dry = trainer.plugins.keeps_nothing
+        self._place = None if dry else self.directory or (trainer.run_dir and trainer.run_dir / self.name)
 
     def _after_batch(self, split: str, samples: int) -> None:
         self._samples += samples * (split == "train")

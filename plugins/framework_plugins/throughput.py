@@ -24,7 +24,8 @@ class Throughput:
 
         throughput 96 samples/s; waiting for data 94 %, computing 4 %, Python 2 %: the data is what holds it up; ...
 
-    The shares are those of the passes over train, without validation, and add up to 100:
+    The shares are those of the passes over train, without validation; the first step, which sets things up, counts like
+    the others. They add up to 100:
 
     * waiting for data: from the end of a batch until the next one is there;
     * computing: on a CPU the time inside of torch's operators, but for the 5 microseconds that each takes anyway; on a
@@ -45,6 +46,7 @@ class Throughput:
         self.profiling = False  # plugins with a profiler look at each other's, as there can be one at a time
         self._profiler: Any = None
         self._waiting = self._inside = 0.0  # seconds between batches, and from a batch to the end of its step
+        self._first = 0.0  # seconds of the first step, in which kernels are chosen and code is compiled
         self._samples = self._batches = 0
         self._before = [0, 0.0]  # samples and seconds when the epoch began
         self._computing: list[float] = []  # seconds of the batches that were looked into
@@ -54,7 +56,7 @@ class Throughput:
         return ["samples_per_second"] if split == "train" else []
 
     def on_fit_start(self) -> None:
-        self._waiting = self._inside = 0.0
+        self._waiting = self._inside = self._first = 0.0
         self._samples = self._batches = 0
         self._before, self._computing, self._mark = [0, 0.0], [], None
 
@@ -81,11 +83,13 @@ class Throughput:
         if self.profiling:
             self._stop_looking()
             self._computing.append(_seconds(self._profiler.function_events))
-            self._inside += self._inside / (self._batches - 1)  # like those before it: looking takes time
+            self._inside += (self._inside - self._first) / (self._batches - 2)  # like those before: looking takes time
             self._mark = time.perf_counter()
         else:
             self._mark = time.perf_counter()
             self._inside += self._mark - self._started
+            if self._batches == 1:
+                self._first = self._inside
 
     def _look_into(self, trainer: Trainer) -> None:
         if not any(getattr(plugin, "profiling", False) for plugin in trainer.plugins.values()):
@@ -115,13 +119,13 @@ class Throughput:
     def state_dict(self) -> dict[str, Any]:
         return {
             "waiting": self._waiting, "inside": self._inside, "samples": self._samples, "batches": self._batches,
-            "before": self._before, "computing": self._computing,
+            "before": self._before, "first": self._first, "computing": self._computing,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._waiting, self._inside = state["waiting"], state["inside"]
         self._samples, self._batches = state["samples"], state["batches"]
-        self._before, self._computing = state["before"], state["computing"]
+        self._before, self._first, self._computing = state["before"], state["first"], state["computing"]
 
     def on_fit_end(self, trainer: Trainer) -> None:
         if seconds := self._waiting + self._inside:
@@ -131,7 +135,8 @@ class Throughput:
             told = "too few batches to tell what holds it up" if known else f"no shares on {trainer.device.type}"
             if self._computing:
                 computing = statistics.median(self._computing) * self._batches
-                told = _verdict(self._waiting, self._inside, computing, trainer)
+                inside = (self._inside - self._first) / (self._batches - 1) * self._batches
+                told = _verdict(self._waiting, inside, computing, trainer)
             tqdm.write(f"throughput {shown} samples/s; {told}")
 
     def on_teardown(self) -> None:

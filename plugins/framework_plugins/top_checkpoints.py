@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from framework import Monitor, Trainer, UsageError, write_whole
+from framework import CheckpointError, Monitor, Trainer, UsageError, write_whole
 
 
 class TopCheckpoints:
@@ -32,7 +32,7 @@ class TopCheckpoints:
     Raises:
         UsageError: keep below 1; no run directory; or the figure will not be there (before the first epoch, with a
             suggestion)
-        CheckpointError: a checkpoint cannot be written
+        CheckpointError: a checkpoint cannot be written; or a fit is resumed that keeps more than `keep` already
     """
 
     def __init__(
@@ -82,6 +82,8 @@ class TopCheckpoints:
         return {**self.monitor.state_dict(), "kept": self.kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if len(state["kept"]) > self.keep:
+            raise CheckpointError(f"{len(state['kept'])} epochs are kept already, more than keep={self.keep} now")
         self.monitor.load_state_dict(state)
         self.kept = state["kept"]
         self._listed = False  # it may tell of later ones

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from framework import DataError, Trainer, UsageError, picture, plain, target_of
+from framework import DataError, Trainer, UsageError, picture, plain, target_of, unpadded
 
 COLUMNS = 6
 
@@ -19,10 +19,10 @@ class TopLosses:
     """Draws the images with the largest losses, each with its class and with what the model took it for.
 
     `top_losses_val.svg` shows those of the last pass over the validation set (without one `top_losses_train.svg`, of
-    the last epoch), `top_losses_test.svg` those of the test set. Samples that the loss ignores have none: targets that
-    are its ignore_index, or the number of no class. Only the few largest are kept, on the device, until the end of a
-    pass; `worst[split]` holds losses, images, right classes, answers and their probabilities after it. Without a run
-    directory nothing is drawn.
+    the last epoch), `top_losses_test.svg` those of what is evaluated outside of a fit. Samples that the loss ignores
+    have none: targets that are its ignore_index, or the number of no class. Only the few largest are kept, on the
+    device, until the end of a pass; `worst[split]` holds losses, images, right classes, answers and their probabilities
+    after it. Without a run directory nothing is drawn.
 
     Args:
         count: how many images
@@ -42,23 +42,25 @@ class TopLosses:
         self.class_names = None if class_names is None else [str(name) for name in class_names]
         self.worst: dict[str, tuple[Tensor, ...]] = {}
         self._found: dict[str, tuple[Tensor, ...]] = {}  # of the passes that are not at their end, by split
-        self._looked = False
+        self._looked = self._fits = False
         self._splits: tuple[str, ...] = ("test",)  # of which images are kept
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        self._looked, self._found, self._device = False, {}, trainer.device
+        self._fits, self._looked, self._found, self._device = True, False, {}, trainer.device
         self._splits = "val" if "val" in trainer.loaders else "train", "test"
         self.worst.pop(self._splits[0], None)
 
     def on_split_start(self, split: str) -> None:
         self._found.pop(split, None)
 
-    def on_batch_end(self, trainer: Trainer, split: str, batch: Any, output: Any, samples: int) -> None:
+    def on_batch_end(self, trainer: Trainer, split: str, batch: Any, output: Any) -> None:
+        batch, output = unpadded(trainer, batch, output)
+        target, x = target_of(batch, self.name), batch[0]
         if not self._looked:  # the first batch of all shows what is wrong, not the last pass
-            self._look(output, batch[0], target_of(batch, self.name))
+            self._look(output, x, target)
         if split not in self._splits:
             return
-        x, target, output = batch[0][:samples], batch[1][:samples], output[:samples].float()
+        output = output.float()
         ignored = getattr(trainer.loss, "ignore_index", -100)
         counted = (target >= 0) & (target < output.size(1)) & (target != ignored)
         losses = F.cross_entropy(output, target * counted, reduction="none").where(counted, -math.inf)
@@ -78,14 +80,14 @@ class TopLosses:
             )
         if self.class_names is not None and len(self.class_names) != scores[1]:
             raise UsageError(f"{self.name} has {len(self.class_names)} class_names; the model has {scores[1]} classes")
-        _as_images(x[:1], self.name)
+        _as_images(x[:1] if isinstance(x, Tensor) else x, self.name)
         self._looked = True
 
     def on_split_end(self, trainer: Trainer, split: str) -> None:
         if found := self._found.pop(split, None):
             counted = found[0] != -math.inf
             self.worst[split] = tuple(part[counted].cpu() for part in found)
-            if split == "test":  # evaluated after the fit
+            if split == "test" and not self._fits:  # inside of a fit it may be any data, and many times
                 self._draw(trainer, split)
 
     def state_dict(self) -> dict[str, Any]:
@@ -98,8 +100,12 @@ class TopLosses:
             self.worst[self._splits[0]] = state["worst"]
 
     def on_fit_end(self, trainer: Trainer) -> None:
+        self._fits = False  # a plugin behind this one may evaluate the test set now
         if self._splits[0] in self.worst:
             self._draw(trainer, self._splits[0])
+
+    def on_teardown(self) -> None:
+        self._fits = False
 
     def _draw(self, trainer: Trainer, split: str) -> None:
         losses, x, right, answer, sure = self.worst[split]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framework import CheckpointError, DataError, Trainer, UsageError, kept_random_states
+from framework import CheckpointError, DataError, Trainer, UsageError, kept_random_states, unpadded
 
 SPLITS = "train", "val", "test"
 METHODS = "update", "compute", "reset", "metric_state"
@@ -87,11 +87,10 @@ class TorchMetrics:
                 metric.reset()
                 metric.to(trainer.device)
 
-    def on_batch_end(self, trainer: Trainer, split: str, batch: Any, output: Any, samples: int) -> None:
+    def on_batch_end(self, trainer: Trainer, split: str, batch: Any, output: Any) -> None:
         if split not in self.splits:
             return
-        if samples < trainer.count(batch):  # the rest is padding
-            output, batch = _rows((output, batch), samples)
+        batch, output = unpadded(trainer, batch, output)
         state = None if split in self._updated or split == "test" else torch.get_rng_state()
         for key, metric in self._copies_of(split, trainer.device).items():
             arguments = self._arguments[key](output, batch)
@@ -164,15 +163,6 @@ def _output_and_y(output: Any, batch: Any) -> tuple[Tensor, Tensor]:
         f"a metric is fed with two tensors, output and y, and these are {type(output).__name__} and "
         f"{type(batch[1]).__name__}: give a pair, (metric, lambda output, batch: (..., ...))"
     )
-
-
-def _rows(tree: Any, samples: int) -> Any:
-    """The first samples of every tensor."""
-    if isinstance(tree, Mapping):
-        return {key: _rows(value, samples) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return tuple(_rows(value, samples) for value in tree)
-    return tree[:samples] if isinstance(tree, Tensor) else tree
 
 
 def _joined(*parts: str) -> str:

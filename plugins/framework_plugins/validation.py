@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from torch import nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from framework import Monitor, RunDirError, Trainer, UsageError, hookimpl, write_whole
@@ -28,6 +29,7 @@ class Validation:
     It is `trainer.evaluate`: in eval mode, without gradients, at a step boundary; training goes on as if nothing had
     been. What it finds gets the name of the plugin: `hard_loss`, `hard_accuracy`. The figures of the last look stand in
     the row of each epoch, nan before the first one, so other plugins may follow them: `EarlyStopping("hard_loss")`.
+    To those an epoch without a look is one without an improvement: give a patience of several times `every_epochs`.
 
     With `every_steps` or `fraction` each look also is a line of the output, a dict in `rows` (step, epochs completed,
     figures), and a line of `NAME.jsonl` in the run directory.
@@ -69,6 +71,8 @@ class Validation:
             )
         if data is None and batch_size is not None:
             raise UsageError(f"batch_size={batch_size!r} is for data; the fit's own validation set has its batches")
+        if isinstance(data, DataLoader) and batch_size is not None:
+            raise UsageError(f"{name}: a DataLoader has batches of its own: leave out batch_size={batch_size!r}")
         if not (name.isidentifier() and name.isascii() and name.islower()) or name in ("train", "val", "test"):
             raise UsageError(f"name={name!r}: figures are called by it, so it is a word of its own, such as hard")
         self.name, self.data, self.batch_size = name, data, batch_size
@@ -78,6 +82,7 @@ class Validation:
         self.monitor = Monitor(f"{name}_{monitor}", mode)
         self.rows: list[dict[str, Any]] = []
         self._figures: list[str] = []
+        self._last = "train"  # split of an epoch
         self._forget()
         if self.inside:  # else no batch is asked about it
             self.on_batch_end = self._after_batch
@@ -102,7 +107,7 @@ class Validation:
 
     def on_fit_start(self, trainer: Trainer) -> None:
         self._forget()
-        self._last = "val" if "val" in trainer.loaders else "train"  # split of an epoch
+        self._last = "val" if "val" in trainer.loaders else "train"
         if self.data is None and self._last == "train":
             raise UsageError(f"{self.name}: this fit has no validation set: give one to fit, or data to Validation")
         if self.save_best:

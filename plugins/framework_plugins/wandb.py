@@ -20,6 +20,7 @@ class Wandb:
     such as softmax/001. A fit that failed ends as failed there. A fit that is resumed goes on in the same run; epochs
     that a killed one had sent after its last checkpoint are sent again, with the same numbers, and W&B takes each once.
     Without an account: `mode="offline"`, or the environment variable WANDB_MODE=offline; `wandb sync` sends it later.
+    A run that is open already is left alone; to log into it, as a sweep of W&B does, say `reinit="return_previous"`.
 
     Args:
         project: the project of the run
@@ -37,7 +38,7 @@ class Wandb:
         self._id: str | None = None
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        self._silent = any(getattr(plugin, "keeps_nothing", False) for plugin in trainer.plugins.values())
+        self._silent = trainer.plugins.keeps_nothing
         if self._silent:  # a dry run
             return
         try:
@@ -56,6 +57,8 @@ class Wandb:
         quiet = self._wandb.Settings(silent=True, console="off")  # the terminal is the program's
         options = {"settings": quiet, **self._where, **self.options}
         known: dict[str, Any] = {"id": self._id, "resume": "allow"} if self._id else {}
+        if self._wandb.run is not None:  # of the user, or of another instance; else wandb.log shall find this one
+            options = {"reinit": "create_new", **options}
         try:
             self._run = self._wandb.init(project=self.project, config=self._settings, **options, **known)
         except self._wandb.errors.UsageError as error:

@@ -128,8 +128,20 @@ def test_the_readme_has_two_shell_commands_that_ci_runs_word_for_word():
     assert "README.md" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
-def test_the_readme_fits_on_150_lines():
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+@pytest.mark.parametrize("readme", ["README.md", "README.ko.md"])
+def test_the_readme_fits_on_150_lines(readme):
+    assert len((ROOT / readme).read_text(encoding="utf-8").splitlines()) <= 150
+
+
+@pytest.mark.parametrize("docs", [DOCS, DOCS / "ko"], ids=["en", "ko"])
+def test_the_first_page_leads_to_every_page_beside_it_to_every_folder_and_to_the_notebooks(docs):
+    links = set(re.findall(r"\]\(([^)#]+)\)", (docs / "index.md").read_text(encoding="utf-8")))
+    pages = {page.name for page in docs.glob("*.md")} - {"index.md"}
+    folders = {f"{page.parent.name}/index.md" for page in docs.glob("*/index.md") if page.parent.name != "ko"}
+    notebooks = {f"notebooks/{notebook.name}" for notebook in docs.glob("notebooks/*.ipynb")}
+
+    assert notebooks
+    assert pages | folders | notebooks <= links
 
 
 def title_of(recipe: Path) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from framework import described, layers
+from framework import Trainer, described, layers, settings_of
+from framework.testing import tiny_data, tiny_trainer
 
 
 class Block(nn.Module):
@@ -67,3 +71,36 @@ def test_parameters_without_numbers_are_counted_when_they_have_some() -> None:
     assert described(model) == "Sequential, 8 parameters so far in 2 layers (1 hidden)"
     model(torch.ones(1, 3))
     assert described(model) == "Sequential, 20 parameters in 2 layers (1 hidden)"
+
+
+# ---------------------------------------------------------------------------------------------------- settings_of
+
+
+class Told:
+    """Asks for the settings when a logger would."""
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        self.settings = settings_of(trainer)
+
+
+def test_the_settings_of_a_fit_are_those_that_it_was_given() -> None:
+    told = Told()
+    trainer = tiny_trainer(plugins=[told])
+    trainer.fit(tiny_data(), epochs=3, batch_size=2, accumulate=2)
+    size = sum(parameter.numel() for parameter in trainer.model.parameters())
+    assert told.settings == {
+        "model": "Linear", "optimizer": "SGD", "parameters": size, "lr": trainer.optimizer.param_groups[0]["lr"],
+        "accumulate": 2, "epochs": 3, "batch_size": 2, "device": "cpu",
+    }  # fmt: skip
+
+
+def test_the_settings_of_a_recipes_run_have_its_name_its_seed_and_its_knobs(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(
+        json.dumps({"recipe": "한글", "seed": 4, "knobs": {"hidden": 3, "widths": [1, 2]}}), encoding="utf-8"
+    )
+    told = Told()
+    tiny_trainer(plugins=[told], run_dir=tmp_path).fit(tiny_data(), epochs=1, batch_size=2)
+    assert {name: told.settings[name] for name in ("recipe", "seed", "hidden", "widths")} == {
+        "recipe": "한글", "seed": 4, "hidden": 3, "widths": [1, 2],
+    }  # fmt: skip
+    assert told.settings["optimizer"] == "SGD"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy
@@ -22,7 +23,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from framework import DataError, Trainer, UsageError
+from framework import DataError, Trainer, UsageError, unpadded
 from framework.data import (
     Whole,
     complete,
@@ -638,3 +639,27 @@ def test_the_whole_of_a_data_set_is_what_collating_it_gives() -> None:
     whole = make_loader(Dicts(), "train", None, False, False).batch
     wanted = default_collate([Dicts()[index] for index in range(3)])
     torch.testing.assert_close(whole, wanted, rtol=0, atol=0)
+
+
+def test_rows_that_are_padding_are_left_out_of_batch_and_output() -> None:
+    x, y, output = (
+        torch.arange(6.0).view(3, 2),
+        torch.arange(3),
+        {"scores": torch.arange(3), "scale": torch.tensor(2.0)},
+    )
+    trainer = SimpleNamespace(samples=2, count=count_samples)
+    (left_x, left_y), left = unpadded(trainer, (x, y), output)
+    assert (left_x.tolist(), left_y.tolist(), left["scores"].tolist(), left["scale"]) == (
+        [[0, 1], [2, 3]],
+        [0, 1],
+        [0, 1],
+        2,
+    )
+    trainer.samples = 3
+    assert unpadded(trainer, (x, y), output)[1] is output
+
+
+def test_rows_that_are_not_what_is_counted_are_no_padding() -> None:
+    """Such as the words of sentences, or the nodes of a graph."""
+    trainer = SimpleNamespace(samples=1, count=lambda batch: 1)
+    assert len(unpadded(trainer, (torch.ones(5), torch.ones(5)), torch.ones(5))[1]) == 5

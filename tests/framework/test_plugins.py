@@ -1076,3 +1076,32 @@ def test_a_plugin_that_never_started_hears_of_the_exception() -> None:
 def test_findings_are_the_users_mistake() -> None:
     with pytest.raises(UsageError):
         tiny_trainer(plugins=[mine()])
+
+
+# ------------------------------------------------------------------------------------------------ those of a step
+
+
+@pytest.mark.parametrize(
+    ("hooks", "needed"),
+    [
+        (["forward"], True), (["compute_loss"], True), (["backward"], True), (["optimizer_step"], True),
+        (["forward", "on_epoch_end"], True), (["prepare_model"], True), (["make_loader"], True),
+        (["on_batch_start"], True), (["on_gradients"], True), (["on_gradients", "on_epoch_end"], False),
+        (["prepare_model", "on_epoch_end"], False), (["on_batch_end"], False), (["on_split_end"], False),
+        (["on_fit_start", "on_epoch_end"], False), (["reduce"], False), (["agree"], False),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_of_a_step_are_the_plugins_that_change_one_and_follow_no_epochs(hooks: list[str], needed: bool) -> None:
+    def wrap(self):
+        return (yield)
+
+    made = {"prepare_model", "make_loader"}
+    plugin = mine(**{hook: hookimpl(wrapper=True)(wrap) if hook in made else nothing for hook in hooks})
+    assert tiny_trainer(plugins=[plugin]).plugins.of_a_step() == ([plugin] if needed else [])
+
+
+def test_plugins_of_a_step_keep_their_order() -> None:
+    plugins = [mine(on_gradients=nothing, name=name) for name in ("a", "b")]
+    looking = mine(on_epoch_end=nothing, name="looking")
+    assert tiny_trainer(plugins=[plugins[1], looking, plugins[0]]).plugins.of_a_step() == [plugins[1], plugins[0]]

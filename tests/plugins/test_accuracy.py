@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from framework import DataError, Trainer, UsageError
 from framework.testing import tiny_data, tiny_trainer
@@ -233,3 +234,19 @@ def test_a_regression_is_told_that_it_has_no_accuracy_to_count() -> None:
 
 def test_it_changes_no_bit_of_training(trained: Any) -> None:
     assert trained([Accuracy(), Accuracy(top_k=2, name="top2")]) == trained([])
+
+
+def test_negative_classes_are_ignored_as_a_loss_of_your_own_ignores_them() -> None:
+    def loss(output: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(output, y, ignore_index=-1)
+
+    y = torch.tensor([0, 2, -1, -1])
+    assert judge(torch.eye(3)[[0, 1, 2, 0]], y, loss) == 0.5
+    assert judge(torch.eye(3)[[0, 1, 2, 0]], y, loss, top_k=3) == 1
+
+
+def test_samples_without_a_dimension_for_the_batch_are_compared_as_well() -> None:
+    trainer = echoing([Accuracy()], nn.BCELoss())
+    trainer.count = lambda batch: 1
+    batches = DataLoader(TensorDataset(torch.tensor([0.2, 0.9, 0.8]), torch.tensor([0.0, 1.0, 0.0])), batch_size=None)
+    assert trainer.evaluate(batches)["test_accuracy"] == 2 / 3

@@ -11,7 +11,9 @@ import torch
 from framework_plugins.average_weights import AverageWeights
 from framework_plugins.best_checkpoint import BestCheckpoint
 from framework_plugins.early_stopping import EarlyStopping
+from framework_plugins.freeze import Freeze
 from framework_plugins.mixed_precision import MixedPrecision
+from framework_plugins.validation import Validation
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torch.utils.data import DataLoader, TensorDataset
@@ -238,6 +240,16 @@ def test_the_best_checkpoint_is_chosen_by_the_averages_and_holds_them(oracle: An
     oracle.assert_same(dict(average.module.state_dict()), dict(read(result.best["path"]).model))
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["listed before", "listed after"])
+def test_without_a_validation_set_other_plugins_evaluate_the_averages_that_are_saved(
+    tmp_path: Path, first: bool
+) -> None:
+    listed = [AverageWeights(0.9), Validation(VAL, name="hard"), BestCheckpoint("hard_loss")]
+    trainer, result = fitted(listed if first else listed[::-1], tmp_path, val=None)
+    trainer.model.load_state_dict(read(result.best["path"]).model)
+    assert trainer.evaluate(VAL)["test_loss"] == result.best["hard_loss"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_error_gives_back_the_weights_that_are_trained(oracle: Any, kind: str) -> None:
     class Fails:
@@ -300,6 +312,14 @@ def test_the_pass_for_the_statistics_leaves_generators_and_modes(oracle: Any) ->
             next(trainer.model.children()).eval()
 
     oracle.assert_same(fit([]), fit([AverageWeights(swa_start=0)]))
+
+
+def test_statistics_that_stand_still_in_training_are_not_measured_anew(oracle: Any) -> None:
+    model, optimizer = objects()
+    frozen = weights_of(model[1])
+    plugins = [AverageWeights(swa_start=0), Freeze(["1"])]
+    Trainer(model, nn.CrossEntropyLoss(), optimizer, plugins, "cpu").fit((X, Y), VAL, epochs=2, batch_size=3)
+    oracle.assert_same(frozen, weights_of(model[1]))
 
 
 def test_the_statistics_are_measured_on_batches_of_any_kind(oracle: Any) -> None:

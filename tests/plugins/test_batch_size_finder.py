@@ -135,6 +135,18 @@ def recipe():
     assert [*rates(find(recipe, "--largest", "40")[1])] == [8, 16, 32, 40]
 
 
+def test_data_that_gives_no_batch_so_large_ends_it_and_is_no_error(find: Callable[..., Any]) -> None:
+    """A stream of 20 samples whose last batch is dropped: nobody can know before."""
+    status, said = find(
+        "class Stream(IterableDataset):\n    def __iter__(self):\n"
+        "        for _ in range(20): yield X[0], Y[0]\n\n"
+        "def recipe(): return made(DataLoader(Stream(), 4, drop_last=True))\n",
+        "--largest", "64",
+    )  # fmt: skip
+    assert status == 0, said
+    assert "fits      16, the data gives no batch of 32 samples" in said
+
+
 def test_batches_that_a_sampler_makes_are_refused(find: Callable[..., Any]) -> None:
     recipe = """
 def recipe():

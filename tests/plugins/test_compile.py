@@ -27,11 +27,6 @@ def fitted(plugins: Any, run_dir: Path | None = None, **options: Any) -> tuple[T
     return trainer, trainer.fit((X, Y), (X[:5], Y[:5]), **{"epochs": 3, "batch_size": 3, **options})
 
 
-@pytest.fixture(autouse=True)
-def _nothing_is_compiled_yet() -> None:
-    torch.compiler.reset()
-
-
 def counting(calls: list[int]) -> Any:
     """A backend that runs what it is given, and notes each graph."""
 
@@ -93,6 +88,17 @@ def test_frozen_modules_keep_their_mode_through_a_resume(oracle: Any, tmp_path: 
     oracle.assert_same(dict(alone.model.state_dict()), dict(resumed.model.state_dict()))
 
 
+def test_each_of_many_fits_of_one_process_runs_what_the_backend_made() -> None:
+    """Torch keeps eight kernels of one function; all models of nn.Sequential share it, as the trials of a sweep do."""
+    counts = []
+    for _ in range(4):
+        calls: list[int] = []
+        fitted([Compile(backend=counting(calls))])
+        counts.append(len(calls))
+    assert counts == [counts[0]] * 4
+    assert counts[0] > 1
+
+
 def test_it_goes_with_mixed_precision(oracle: Any) -> None:
     plain, compiled = (fitted([*more, MixedPrecision("bf16")])[1] for more in ([], [Compile(backend="eager")]))
     oracle.assert_same(plain.history, compiled.history)
@@ -133,6 +139,13 @@ def test_what_cannot_compile_is_refused_before_the_first_step(plugin: Compile, s
     with pytest.raises(UsageError, match=said):
         trainer.fit(tiny_data())
     assert trainer.step == 0
+
+
+def test_a_model_that_the_user_has_compiled_is_refused() -> None:
+    model: Any = torch.compile(nn.Linear(3, 1), backend="eager")
+    trainer = Trainer(model, nn.MSELoss(), torch.optim.SGD(model.parameters()), [Compile(backend="eager")], "cpu")
+    with pytest.raises(UsageError, match="compile: the model is compiled already: give the Trainer the model itself"):
+        trainer.fit(tiny_data())
 
 
 def test_a_model_is_compiled_once() -> None:

@@ -224,3 +224,48 @@ def test_it_changes_no_bit_of_training() -> None:
         return [*model.weight.flatten().tolist(), *torch.get_rng_state().tolist()]
 
     assert trained([ConfusionMatrix()]) == trained([])
+
+
+@pytest.mark.parametrize("counted", [2, 100])
+def test_samples_that_are_counted_in_another_way_are_no_padding(counted: int) -> None:
+    plugin = ConfusionMatrix()
+    one = trainer_of(plugin)
+    trainer = Trainer(one.model, one.loss, one.optimizer, [plugin], "cpu", samples=lambda batch: counted)
+    trainer.evaluate(classes(), 5)
+    assert plugin.matrix["test"].tolist() == by_hand(trainer, classes())
+
+
+def test_what_is_evaluated_inside_of_a_fit_is_counted_and_not_drawn(tmp_path: Path) -> None:
+    class Looks:
+        def on_epoch_end(self, trainer: Trainer) -> None:
+            trainer.evaluate(classes(7), 3)
+
+    plugin = ConfusionMatrix()
+    one = trainer_of(plugin)
+    trainer = Trainer(one.model, one.loss, one.optimizer, [plugin, Looks()], "cpu", run_dir=tmp_path)
+    trainer.fit(classes(), epochs=2, batch_size=5)
+    assert plugin.matrix["test"].sum() == 7
+    assert [path.name for path in tmp_path.glob("*.svg")] == ["confusion_train.svg"]
+    trainer.evaluate(classes(7), 3)
+    assert (tmp_path / "confusion_test.svg").is_file()
+
+
+def test_a_test_set_that_a_later_plugin_evaluates_at_the_end_of_a_fit_is_drawn(tmp_path: Path) -> None:
+    class Tests:
+        def on_fit_end(self, trainer: Trainer) -> None:
+            trainer.evaluate(classes(7))
+
+    one = trainer_of(ConfusionMatrix())
+    plugins = [ConfusionMatrix(), Tests()]
+    Trainer(one.model, one.loss, one.optimizer, plugins, "cpu", run_dir=tmp_path).fit(classes(), epochs=1)
+    assert (tmp_path / "confusion_test.svg").is_file()
+
+
+def test_after_a_fit_that_failed_a_test_set_is_drawn(tmp_path: Path, fails: Any) -> None:
+    one = trainer_of(ConfusionMatrix())
+    plugins = [ConfusionMatrix(), fails(epoch=1)]
+    trainer = Trainer(one.model, one.loss, one.optimizer, plugins, "cpu", run_dir=tmp_path)
+    with pytest.raises(RuntimeError):
+        trainer.fit(classes(), epochs=3)
+    trainer.evaluate(classes(7))
+    assert [path.name for path in tmp_path.glob("*.svg")] == ["confusion_test.svg"]

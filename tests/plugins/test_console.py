@@ -287,6 +287,8 @@ def test_what_the_loss_ignores_is_no_class_and_no_answer(baseline: Any) -> None:
 def test_it_is_learned_from_the_training_targets_and_judged_on_the_validation_set(baseline: Any) -> None:
     told = baseline(nn.CrossEntropyLoss(), pair(CLASSES), pair(torch.tensor([0, 0, 2, 1])))
     assert told == "always class 2: val_accuracy 0.250000; a uniform guess of 3 classes: val_loss 1.098612"
+    told = baseline(nn.CrossEntropyLoss(), pair(torch.tensor([0, 1, 1])), pair(CLASSES))
+    assert told == "always class 1: val_accuracy 0.166667; a uniform guess of 3 classes: val_loss 1.098612"
     val = NUMBERS[1:3]
     loss = F.mse_loss(NUMBERS.mean(dim=0).expand_as(val), val)
     assert baseline(nn.MSELoss(), pair(NUMBERS), pair(val), outputs=2) == f"always the mean: val_loss {loss:.6f}"
@@ -326,7 +328,7 @@ def test_several_yes_and_no_each_have_an_answer_of_their_own(baseline: Any) -> N
 
 def test_an_answer_that_is_always_the_same_has_a_loss_as_well(baseline: Any) -> None:
     told = baseline(nn.BCEWithLogitsLoss(), pair(torch.ones(4, 1)), outputs=1)
-    assert told == "always class 1: train_accuracy 1.000000; always 1 for class 1: train_loss 1.0133e-06"
+    assert told == "always class 1: train_accuracy 1.000000; always 1 for class 1: train_loss 1.0000e-06"
 
 
 WHOLE = TensorDataset(torch.ones(12, 2), torch.cat([CLASSES, torch.zeros(6, dtype=torch.long)]))
@@ -413,6 +415,7 @@ TWICE = DataLoader(LOADED, batch_size=2, sampler=WeightedRandomSampler([1.0] * 6
     [
         (own_loss, pair(CLASSES), {}),
         (nn.CrossEntropyLoss(), TWICE, {}),
+        (nn.CrossEntropyLoss(), DataLoader(LOADED, batch_size=2, sampler=SequentialSampler(range(3))), {}),
         (nn.CrossEntropyLoss(), DataLoader(LOADED, batch_size=2, collate_fn=lambda rows: default_collate(rows)), {}),
         (nn.CrossEntropyLoss(), pair(CLASSES), {"plugins": [Triples()]}),
         (nn.CrossEntropyLoss(), pair(F.one_hot(CLASSES).float()), {}),
@@ -430,3 +433,17 @@ def test_more_targets_than_a_moment_is_enough_for_are_left_alone(
 ) -> None:
     monkeypatch.setattr(console, "MOST", 5)
     assert baseline(nn.CrossEntropyLoss(), pair(CLASSES)) is None
+
+
+def test_a_uniform_guess_has_no_loss_of_its_own_where_labels_are_smoothed_with_weights(baseline: Any) -> None:
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 2.0]), label_smoothing=0.1)
+    assert baseline(loss, pair(CLASSES)) == "always class 2: train_accuracy 0.500000"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_large_numbers_that_differ_little_lose_nothing(dtype: torch.dtype, baseline: Any) -> None:
+    y = (2.0**23 + torch.tensor([[1.0], [2.0], [5.0]])).to(dtype)
+    model = nn.Linear(2, 1, dtype=dtype)
+    trainer = Trainer(model, nn.MSELoss(), torch.optim.SGD(model.parameters()), device="cpu")
+    trainer.loaders = {"train": DataLoader(TensorDataset(torch.ones(3, 2), y))}
+    assert console._baseline(trainer) == f"always the mean: train_loss {26 / 9:.6f}"

@@ -202,3 +202,14 @@ def test_evaluate_outside_a_fit_leaves_it_alone() -> None:
 
 def test_it_changes_no_bit_of_training(trained: Any) -> None:
     assert trained([EarlyStopping(patience=100, restore_best=False)]) == trained([])
+
+
+def test_the_figure_of_an_epoch_is_that_of_all_its_samples_and_not_of_its_last_step() -> None:
+    # Lightning #4216, #5298: what was monitored was the last step's
+    x, y = tiny_data(6)
+    y[4:] = x[4:].sum(dim=1, keepdim=True) * torch.tensor([[50.0], [-50.0]])  # the last batch stays bad
+    plugin = EarlyStopping("train_loss", patience=1)
+    result = tiny_trainer([plugin], lr=1e-3).fit((x, y), epochs=5, batch_size=2, shuffle=False)
+    losses = [row["train_loss"] for row in result.history]
+    assert plugin.monitor.best == min(losses)
+    assert result.epochs == by_hand(losses, patience=1)

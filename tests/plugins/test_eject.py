@@ -21,14 +21,14 @@ from framework.cli import main
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 KNOBS = {  # few epochs, and where the best epoch matters such a rate that it is not the last
-    "batch_norm": "epochs=2",
+    "batch_norm": "epochs=2 width=16 batch_size=250",
     "batch_or_minibatch": "epochs=4",
     "char_rnn": "epochs=2 cell=lstm",
     "checkpointing": "epochs=6 lr=0.02",
     "custom_dataset": "epochs=4 num_workers=1",
     "data_loader": "",
     "digits": "epochs=5 lr=20 hidden=8",
-    "dropout": "epochs=2 rates=0 0.2",
+    "dropout": "epochs=2 rates=0 0.2 width=32",
     "gradient_descent": "epochs=4",
     "initialization": "epochs=1 depth=2",
     "learning_rate": "epochs=4",
@@ -172,7 +172,7 @@ def test_the_simplest_one_can_be_read_at_a_glance() -> None:
 """Lab 02: linear regression, a line through three points.
 
 The plain loop of PATH epochs=50: the same numbers, without the framework.
-Left out, as no step depends on it: the hooks of linear_regression.
+Left out, since they only look: the hooks of linear_regression.
 """
 
 import torch
@@ -211,9 +211,11 @@ for epoch in range(epochs):
 OWN = """
 import random
 
+import numpy as np
 import torch
+from framework_plugins.schedule import Schedule
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from framework import Recipe, Trainer, UsageError, hookimpl
 
@@ -239,8 +241,23 @@ class Stops:
         trainer.stop("enough")
 
 
+class Halves:
+    def on_epoch_end(self, trainer):
+        trainer.optimizer.param_groups[0]["lr"] /= 2
+
+
+class Warms(Schedule):
+    def __init__(self):
+        super().__init__(lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer), name="warms")
+
+
 def pair(size=ROWS):
-    return torch.randn(size, 3), torch.randn(size, 1)
+    x = torch.randn(size, 3); y = torch.randn(size, 1)  # on one line
+    return x, y
+
+
+if __name__ == "__main__":
+    print(recipe())
 
 
 def recipe(lr: float = 0.1, name: str = "x"):
@@ -274,6 +291,9 @@ def own(tmp_path: Path) -> Callable[[str], str]:
         "train=Noisy(), batch_size=lr > 0 and 4, accumulate=2 if lr else 1",
         "train=Noisy(), test=Noisy()",
         "train=Noisy(), batch_size=4, plugins=['history', 'progress']",
+        "train=pair(),  # eleven rows\n        batch_size=4",
+        "train=TensorDataset(*pair())",
+        "train=(torch.tensor(np.random.rand(5, 3)).float(), torch.ones(5, 1)), batch_size=2",
     ],
 )
 def test_whatever_the_batches_are_the_bits_are_the_same(
@@ -336,9 +356,14 @@ def test_the_best_epoch_is_found_kept_and_waited_for_as_by_the_plugins(
             f"{MODEL}return Recipe({USUAL}, train=pair(), plugins=[Scale()])",
             "the plugin scale cannot be .*on_gradients",
         ),
-        (f"{MODEL}return Recipe({USUAL}, train=pair(), plugins=[Stops()])", r"the plugin stops .*stop\(\)"),
+        (f"{MODEL}return Recipe({USUAL}, train=pair(), plugins=[Stops()])", "the plugin stops .*`trainer.stop`"),
+        (f"{MODEL}return Recipe({USUAL}, train=pair(), plugins=[Halves()])", "the plugin halves .*`optimizer`"),
+        (
+            f"{MODEL}return Recipe({USUAL}, train=pair(), plugins=[Warms()])",
+            "the plugin warms .*framework_plugins.schedule",
+        ),
         (f"{MODEL}return Recipe({USUAL}, train=pair(), plugins=['closure'])", "the plugin closure cannot be ejected"),
-        (f"{MODEL}made = Recipe({USUAL}, train=pair())\n    return made", "line 39: what is returned is made in a way"),
+        (f"{MODEL}made = Recipe({USUAL}, train=pair())\n    return made", "line 56: what is returned is made in a way"),
         (
             f"{MODEL}if lr > 5:\n        return None\n    return Recipe({USUAL}, train=pair())",
             r"recipe\(\) does not end in its only return",
@@ -355,20 +380,25 @@ def test_the_best_epoch_is_found_kept_and_waited_for_as_by_the_plugins(
         (
             f"{MODEL}model.extra = nn.Linear(1, 1) if __name__ == 'ejected' else nn.Identity()\n    "
             f"return Recipe({USUAL}, train=pair())",
-            "its statements one by one give another random state, model, data set train",
+            "its statements one by one give another random state, model",
         ),
         (
-            f"{MODEL}return Recipe({USUAL}, train=[part * (2 if __name__ == 'ejected' else 1) for part in pair()])",
-            "its statements one by one give another data set train",
+            "def line(lr, epochs):\n        model = nn.Linear(3, 1)\n        "
+            f"return Recipe({USUAL.replace('epochs=3', 'epochs=epochs')}, train=pair())\n    return line(3, lr)",
+            "lr would be another epochs after those before it were given",
         ),
         (
             f"{MODEL}passes = 2 if __name__ == 'ejected' else 3\n    "
             f"return Recipe({USUAL.replace('epochs=3', 'epochs=passes')}, train=pair())",
-            "its statements one by one give another number of epochs",
+            "its statements one by one give another epochs",
         ),
         (
-            f"{MODEL}return {{name: lambda: Recipe({USUAL}, train=pair()) for name in iter('ab')}}",
-            "the variant 'a' is made of what is not written out",
+            f"{MODEL}return {{**{{'a': lambda: Recipe({USUAL}, train=pair())}}}}",
+            "the variant 'a' is not written out",
+        ),
+        (
+            f"{MODEL}return {{'a' if part else '': lambda: Recipe({USUAL}, train=pair()) for part in (nn.ReLU,)}}",
+            "part is <class .*ReLU'> in the variant 'a', which cannot be ejected",
         ),
     ],
 )
@@ -403,7 +433,7 @@ def test_the_verb_writes_a_file_once_or_prints(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["eject", "softmax", "lr=0.5", "epochs=3", "--seed", "4", "--to", "plain.py"]) == 0
-    assert capsys.readouterr().out == "written   plain.py (45 lines)\nnext      python plain.py\n"
+    assert capsys.readouterr().out == "written   plain.py (46 lines)\nnext      python plain.py\n"
     script = Path("plain.py").read_text(encoding="utf-8")
     assert script == script_of("softmax", ["lr=0.5", "epochs=3"], seed=4)
     assert "torch.manual_seed(4)" in script

@@ -193,6 +193,22 @@ def test_a_plugin_that_takes_part_in_the_forward_pass_is_named(lab, capsys) -> N
 # --------------------------------------------------------------------------------------------------------------- errors
 
 
+def test_a_model_that_only_a_plugin_can_call_is_refused_with_what_to_do(lab, refused) -> None:
+    """It was a traceback out of Linear, which was given a dict."""
+    own = """class Rows(Dataset):
+    def __len__(self): return 7
+    def __getitem__(self, index): return {"x": torch.rand(4)}
+
+class Own:
+    def forward(self, model, batch): return model(batch["x"])
+    def compute_loss(self, output): return output.sum()
+"""
+    lab("made(Model(), Rows(), plugins=[Own()])", own)
+    said = refused()
+    assert "Model cannot be called with what the recipe's batches hold: TypeError: linear(): argument 'input'" in said
+    assert "export_model of framework_plugins.export takes inputs of your own" in said
+
+
 def model(forward: str) -> str:
     return f"class Odd(Model):\n    def forward(self, x):\n        {forward}\n"
 

@@ -8,6 +8,7 @@ import torch
 from framework_plugins.f1_score import F1Score
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from framework import DataError, Monitor, Trainer, UsageError
 from framework.testing import tiny_data, tiny_trainer
@@ -223,5 +224,9 @@ def test_shapes_that_do_not_go_together_are_told() -> None:
 
     with pytest.raises(DataError, match=r"an output of shape \(2, 3\) with a target of shape \(2, 1\) and dtype int64"):
         judge(torch.ones(4, 3), torch.ones(4, 1, dtype=torch.int64), loss)
+    trainer = echoing(["f1_score"], F.mse_loss)
+    trainer.count = lambda batch: 1
+    with pytest.raises(DataError, match=r"an output of shape \(\) with a target of shape \(\)"):
+        trainer.evaluate(DataLoader(TensorDataset(torch.ones(3), torch.ones(3)), batch_size=None))
     with pytest.raises(DataError, match="f1_score compares two tensors, got Tensor and dict"):
         echoing(["f1_score"], loss).evaluate((torch.ones(4, 2), {"a": torch.ones(4)}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,31 @@ def test_a_tied_weight_is_frozen_by_either_name() -> None:
     assert torch.equal(before, model.first.weight)
 
 
+def test_a_tied_weight_that_two_freeze_by_different_names_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3))
+    model[1].weight = model[0].weight
+    plugins = [Freeze("0.weight", 1), Freeze("1.weight", 2, name="b")]
+    trainer = Trainer(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1), plugins, "cpu")
+    with pytest.raises(UsageError, match=r"freeze and b both freeze 1\.weight"):
+        trainer.fit((X, Y), epochs=3)
+
+
+def test_a_layer_without_numbers_before_its_first_batch_is_frozen_too() -> None:
+    class Looks:
+        def __init__(self) -> None:
+            self.seen: list[Tensor] = []
+
+        def on_epoch_end(self, trainer: Trainer) -> None:
+            self.seen.append(next(trainer.model.parameters()).detach().clone())
+
+    looks = Looks()
+    model = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.Linear(4, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    Trainer(model, nn.CrossEntropyLoss(), optimizer, [Freeze(["0"], 2), looks], "cpu").fit((X, Y), epochs=3)
+    assert [torch.equal(*pair) for pair in itertools.pairwise(looks.seen)] == [True, False]
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_it_costs_no_call_a_batch() -> None:
     hooks = fitted([Freeze(["stem"], 1)])[0].plugins.frozen("train")
     hot = "on_batch_start", "forward", "compute_loss", "backward", "on_gradients", "optimizer_step", "on_batch_end"
@@ -235,10 +261,12 @@ def test_what_cannot_be_frozen_is_refused_before_the_first_step(plugins: Any, sa
     ("arguments", "said"),
     [
         ((), r"freeze: say what is to be frozen, by name: Freeze\(\['backbone'\]\)"),
+        (([0],), r"freeze: modules are given by their names, such as Freeze\(\['backbone'\]\), got 0"),
+        ((nn.Linear(4, 4),), r"modules are given by their names, .*, got Linear\(in_features=4"),
         ((["stem"], 0), "until_epoch must be an epoch, a whole number from 1 up, got 0"),
         ((["stem"], 1.5), "until_epoch must be an epoch, a whole number from 1 up, got 1.5"),
     ],
-    ids=["nothing", "epoch 0", "half an epoch"],
+    ids=["nothing", "a number", "a module", "epoch 0", "half an epoch"],
 )
 def test_what_says_nothing_is_refused(arguments: Any, said: str) -> None:
     with pytest.raises(UsageError, match=said):

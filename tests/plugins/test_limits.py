@@ -106,6 +106,25 @@ def test_time_before_a_resume_counts(clock: Any, tmp_path: Path) -> None:
     assert (result.steps, result.stop_reason) == (5, "45 s")
 
 
+def test_the_seconds_are_put_back_to_the_last_one_in_each_resume(tmp_path: Path) -> None:
+    """On the real clock, that goes on while a state is loaded: it would be warned of."""
+    for step in (2, 4, 99):
+        resume = tmp_path if step > 2 else None
+        plugins = [Limits(seconds=3600), StopAt(step)]
+        result = tiny_trainer(plugins, run_dir=tmp_path).fit(tiny_data(), **SIZES, resume=resume)
+    assert result.epochs == 3
+
+
+def test_the_time_after_a_fit_does_not_count(clock: Any, tmp_path: Path) -> None:
+    now = clock(limits)
+    trainer = tiny_trainer([Limits(seconds=45), StopAt(2)], run_dir=tmp_path)
+    trainer.fit(tiny_data(), **SIZES)
+    now.now += 5000.0
+    trainer.save()
+    result = tiny_trainer([Limits(seconds=45)], run_dir=tmp_path).fit(tiny_data(), **SIZES, resume=tmp_path)
+    assert result.stop_reason is None
+
+
 def test_a_second_fit_has_all_the_time(clock: Any) -> None:
     now = clock(limits)
     trainer = tiny_trainer([Limits(seconds=45)])

@@ -104,6 +104,42 @@ def test_a_fit_after_it_has_the_bits_of_one_without_it(oracle: Any) -> None:
     assert fitted(True) == fitted(False)
 
 
+def test_lists_and_dicts_that_modules_and_plugins_add_to_are_as_they_were() -> None:
+    """Only the first level of dicts was put back."""
+
+    class Noting(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen.append(len(x))
+            return super().forward(x)
+
+    class Counting:
+        def __init__(self) -> None:
+            self.steps, self.deep = [0], {"inner": {"steps": [0]}}
+
+        def on_gradients(self, trainer: Trainer) -> None:
+            self.steps.append(1)
+            self.deep["inner"]["steps"].append(1)
+
+    model, plugin = Noting(3, 1), Counting()
+    model.seen = seen = [0]
+    trainer = Trainer(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1), plugins=[plugin])
+    steps = plugin.steps
+    find_lr(trainer, tiny_data(), steps=10)
+    assert (seen, steps, plugin.deep) == ([0], [0], {"inner": {"steps": [0]}})
+    assert model.seen is seen
+    assert plugin.steps is steps
+
+
+def test_a_lazy_model_that_has_seen_no_batch_is_refused() -> None:
+    """It was a ValueError out of detach: what is not there yet cannot be put back."""
+    model = nn.Sequential(nn.LazyLinear(1))
+    trainer = Trainer(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(UsageError, match="the parameters of a lazy module are made by its first batch"):
+        find_lr(trainer, tiny_data(), steps=10)
+    model(tiny_data()[0])
+    assert len(find_lr(trainer, tiny_data(), steps=10).losses) == 10
+
+
 def test_a_data_loader_of_the_users_goes_on_where_it_was() -> None:
     own, of_sampler = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
     sampler = RandomSampler(data(), generator=of_sampler)
@@ -214,6 +250,12 @@ def test_it_stops_at_nan_before_the_end_and_says_so() -> None:
     assert all(map(math.isfinite, found.losses))
     assert re.search(r"the loss is (inf|nan) at ", found.reason)
     assert everything(trainer) == before
+
+
+def test_a_loss_that_is_nan_from_the_first_step_on_is_not_the_rates_fault() -> None:
+    found = find_lr(tiny_trainer(loss=lambda output, y: output.sum() * math.nan), tiny_data(), steps=10)
+    assert (found.suggestion, found.losses) == (None, [])
+    assert found.reason == "the loss is nan at 1e-07, before a step was taken: it is not the rate"
 
 
 def test_it_stops_when_the_loss_explodes() -> None:

@@ -341,6 +341,21 @@ def test_weights_that_are_float16_are_refused_before_the_first_step() -> None:
     assert trainer.step == 0
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"scale": 0}, "mixed_precision: scale must be a number above 0, got 0"),
+        ({"scale": float("inf")}, "scale must be a number above 0, got inf"),
+        ({"scale": "1e4"}, "scale must be a number above 0, got '1e4'"),
+        ({"growth_interval": 0}, "growth_interval must be a whole number of steps from 1 up, got 0"),
+    ],
+    ids=str,
+)
+def test_what_is_no_scale_is_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        MixedPrecision("fp16", **settings)
+
+
 @pytest.mark.parametrize("dtype", ["16", "float16", torch.float16, None], ids=str)
 def test_another_dtype_is_refused_with_those_that_there_are(dtype: Any) -> None:
     with pytest.raises(UsageError, match="dtype must be 'auto', 'bf16' or 'fp16', got"):

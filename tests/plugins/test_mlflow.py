@@ -13,7 +13,7 @@ import pytest
 from framework_plugins.mlflow import Mlflow
 from mlflow import MlflowClient
 
-from framework import Trainer, UsageError, run
+from framework import CheckpointError, Trainer, UsageError, run
 from framework.testing import tiny_data, tiny_trainer
 
 RECIPE = '''
@@ -78,6 +78,18 @@ def test_every_figure_of_each_epoch_is_a_metric_over_the_epochs(tmp_path: Path, 
     assert curves(store) == as_logged(result.history)
     (told,) = runs(store)
     assert (told.info.run_name, told.info.status) == ("softmax/001", "FINISHED")
+
+
+def test_what_mlflow_takes_in_no_name_becomes_a_line(store: str) -> None:
+    class Named:
+        def on_epoch_start(self) -> None:
+            pass
+
+        def on_split_end(self, split: str, metrics: Any) -> None:
+            metrics[f"{split}_C++ (고양이)_f1"] = 0.5
+
+    fit(None, Mlflow(store), Named(), epochs=1)
+    assert curves(store)["val_C__ _고양이__f1"] == [(0, 0.5)]
 
 
 def test_the_settings_of_the_fit_are_parameters(tmp_path: Path, store: str) -> None:
@@ -153,6 +165,46 @@ def test_one_that_comes_with_the_resume_begins_a_run(tmp_path: Path, store: str)
     with pytest.warns(UserWarning, match="no state of plugin"):
         fit(tmp_path, Mlflow(store), resume=tmp_path)
     assert [epoch for epoch, _ in curves(store)["train_loss"]] == [1, 2]
+
+
+def test_one_that_came_with_a_resume_can_be_resumed_before_its_first_row(tmp_path: Path, store: str) -> None:
+    class Stops:
+        def on_batch_end(self, trainer: Trainer) -> None:
+            if trainer.step in (1, 2):
+                trainer.save()
+                trainer.stop("to be resumed")
+
+    fit(tmp_path, Stops())
+    with pytest.warns(UserWarning, match="no state of plugin"):
+        fit(tmp_path, Mlflow(store), Stops(), resume=tmp_path)
+    fit(tmp_path, Mlflow(store), resume=tmp_path)
+    assert [epoch for epoch, _ in curves(store)["train_loss"]] == [0, 1, 2]
+
+
+def test_a_resume_that_is_refused_leaves_no_run_open(tmp_path: Path, store: str) -> None:
+    class Stops:
+        def on_batch_end(self, trainer: Trainer) -> None:
+            if trainer.step == 2:
+                trainer.save()
+                trainer.stop("to be resumed")
+
+    class Refuses:
+        def on_fit_start(self) -> None:
+            pass
+
+        def state_dict(self) -> dict[str, int]:
+            return {}
+
+        def load_state_dict(self, state: Any) -> None:
+            if resumed:
+                raise ValueError("not this one")
+
+    resumed: list[bool] = []
+    fit(tmp_path, Mlflow(store), Refuses(), Stops())
+    resumed.append(True)
+    with pytest.raises(CheckpointError, match="not this one"):
+        fit(tmp_path, Mlflow(store), Refuses(), resume=tmp_path)
+    assert [told.info.status for told in runs(store)] == ["FAILED"]
 
 
 def test_two_instances_log_into_two_experiments(store: str) -> None:

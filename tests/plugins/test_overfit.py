@@ -167,6 +167,19 @@ def recipe():
     assert re.search(r"^check     the last layer: no softmax before CrossEntropyLoss", said, re.M)
 
 
+def test_a_loss_below_0_is_not_called_learned_for_being_below_a_share_of_itself(overfit: Callable[..., Any]) -> None:
+    recipe = """
+def recipe():
+    made_one = made(net(), (X, Y), lr=0.0, batch_size=10)
+    made_one.loss = lambda output, y: nn.functional.cross_entropy(output, y) - 10
+    return made_one
+"""
+    status, said = overfit(recipe)
+    assert (status, "verdict   not learned by heart" in said) == (1, True), said
+    status, said = overfit(recipe.replace("lr=0.0", "lr=1e-4"))
+    assert (status, "it begins at or below 0, so no share of it tells" in said) == (1, True), said
+
+
 def test_a_gap_to_the_mode_of_evaluation_is_told(overfit: Callable[..., Any]) -> None:
     # in training batch normalization sees this batch, in evaluation what it has kept: of momentum 0, nothing
     recipe = "def recipe():\n    return made(net(nn.BatchNorm1d(32, momentum=0.0)), (100 + X, Y))\n"

@@ -111,6 +111,15 @@ def test_rows_of_padding_do_not_count() -> None:
     assert (figures["test_mae"], figures["test_r2"]) == (1, 0)
 
 
+@pytest.mark.parametrize("counted", [2, 100])
+def test_samples_that_are_counted_in_another_way_are_no_padding(counted: int) -> None:
+    output, target = torch.randn(23, 3), torch.randn(23, 3)
+    model = Echo()
+    optimizer = torch.optim.SGD(model.parameters())
+    trainer = Trainer(model, F.mse_loss, optimizer, [Regression()], "cpu", samples=lambda batch: counted)
+    assert list(trainer.evaluate((output, target), 5).values())[1:] == pytest.approx(by_hand(output, target))
+
+
 def test_the_sums_of_all_processes_are_those_of_the_whole() -> None:
     """Trainer.sum adds over processes: here two passes, of which each is given what the other would have summed."""
     target = torch.tensor([1.0, 2.0, 9.0, 30.0, 31.0])

@@ -23,10 +23,21 @@ X = torch.randn(20, 3, generator=torch.Generator().manual_seed(2))
 Y = X.sum(1, keepdim=True)
 
 
+class Failing(nn.Linear):
+    def __init__(self):
+        super().__init__(3, 1)
+
+    def forward(self, x):
+        raise ValueError("no way\\nfor it")
+
+
 def recipe(lr: float = 0.1, hidden: int = 4, widths: tuple[int, ...] = (3,), flag: bool = False, kind: str = "sgd",
            epochs: int = 2, val: bool = True) -> Recipe:
     if lr == 7:
         raise KeyboardInterrupt
+    if lr == 6:
+        return Recipe(model=(model := Failing()), loss=nn.functional.mse_loss, train=(X, Y), epochs=1,
+                      optimizer=torch.optim.SGD(model.parameters(), lr=lr))
     model = nn.Sequential(nn.Linear(3, hidden), nn.Tanh(), nn.Linear(hidden, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     train, held = (X[:16], Y[:16]), (X[16:], Y[16:])
@@ -141,6 +152,46 @@ def test_a_trial_that_fails_is_a_row_and_not_the_end(sweep: Callable[..., Any]) 
     assert re.search(r"^ *1e30 +4 +failed ", said, re.M)
     assert [trial["value"] is None for trial in trials_in("s")] == [True, True, False, True]
     assert said.endswith("--lr 0.1 --hidden 4\n")
+
+
+def test_a_trial_whose_model_raises_is_a_row_and_not_the_end(sweep: Callable[..., Any]) -> None:
+    status, said = sweep("lr=6,0.1", "--run-dir", "s", *QUICK)
+    assert status == 0, said
+    assert "lr=6  failed: ValueError: no way\n" in said
+    assert [trial["value"] is None for trial in trials_in("s")] == [True, False]
+
+
+def test_a_trial_whose_figure_is_never_a_number_or_that_ends_before_an_epoch_does_is_a_row(
+    sweep: Callable[..., Any],
+) -> None:
+    """It was told as a metric that is not there, and as an IndexError."""
+    Path("nans.py").write_text(
+        "def on_split_end(split, metrics):\n    metrics[f'{split}_odd'] = float('nan')\n"
+        "def metric_names(split): return [f'{split}_odd']\n",
+        encoding="utf-8",
+    )
+    status, said = sweep("epochs=1", "-p", "nans.py", "--monitor", "val_odd", *QUICK)
+    assert (status, "failed: val_odd was never a number" in said) == (1, True), said
+    Path("ends.py").write_text("def on_batch_end(trainer): trainer.stop('enough')\n", encoding="utf-8")
+    status, said = sweep("epochs=1", "-p", "ends.py", *QUICK)
+    assert (status, "failed: stopped before an epoch was over" in said) == (1, True), said
+
+
+def test_a_sweep_that_goes_on_with_another_setting_keeps_the_runs_that_were_there(sweep: Callable[..., Any]) -> None:
+    """Trials are named after what varies; the second lr=0.1 took the directory of the first."""
+    for epochs in (1, 2):
+        status, said = sweep("lr=0.1,0.2", f"epochs={epochs}", "--run-dir", "s", "-p", "no:plot")
+        assert status == 0, said
+    done = {trial["name"]: trial["knobs"]["epochs"] for trial in trials_in("s")}
+    assert done == {"lr=0.1": "1", "lr=0.2": "1", "003": "2", "004": "2"}
+    for name, epochs in done.items():
+        assert len(Path("s", name, "metrics.jsonl").read_text("utf-8").splitlines()) == int(epochs)
+    header = next(line for line in said.splitlines() if line.endswith("run"))
+    assert header.split() == ["lr", "epochs", "val_loss", "epoch", "seconds", "run"]
+
+
+def test_directories_above_are_values_and_no_range(spaces: Callable[[str], Space]) -> None:
+    assert spaces("kind=../a,../b").values == ("../a", "../b")
 
 
 def test_a_sweep_of_which_every_trial_fails_is_an_error(sweep: Callable[..., Any]) -> None:

@@ -143,6 +143,9 @@ def test_two_instances_write_into_two_places(tmp_path: Path) -> None:
     result = fit(tmp_path, TensorBoard(), TensorBoard(tmp_path / "by step", x="step", name="second"))
     assert curves(tmp_path / "tensorboard") == as_written(result.history, [0, 1, 2])
     assert curves(tmp_path / "by step") == as_written(result.history, [3, 6, 9])
+    fit(tmp_path, TensorBoard(), TensorBoard(x="step", name="by_step"))
+    assert curves(tmp_path / "tensorboard") == as_written(result.history, [0, 1, 2])
+    assert curves(tmp_path / "by_step") == as_written(result.history, [3, 6, 9])
 
 
 def test_a_missing_package_is_told_before_the_first_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

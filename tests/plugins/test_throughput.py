@@ -170,6 +170,18 @@ def test_what_a_plugin_does_in_a_step_is_python(now: SimpleNamespace, capsys: py
     assert "waiting for data 40 %, computing 0 %, Python 60 %" in verdict(capsys)
 
 
+def test_what_the_first_step_sets_up_is_no_share_of_the_others(
+    now: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Compiles:
+        def on_batch_end(self, trainer: Trainer) -> None:
+            now.seconds += 1000.0 * (trainer.step == 1)
+
+    result = fitted(now, 4.0, 2.0, Compiles(), Throughput())
+    assert [row["samples_per_second"] for row in result.history] == [12 / 1060, 0.2, 0.2]
+    assert "waiting for data 80 %, computing 0 %, Python 20 %" in verdict(capsys)
+
+
 def test_a_fit_of_two_batches_is_too_short_for_a_verdict(
     now: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ from framework_plugins.top_checkpoints import TopCheckpoints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from framework import UsageError
+from framework import CheckpointError, Trainer, UsageError
 from framework.checkpoint import find, read
 from framework.testing import tiny_data, tiny_trainer
 
@@ -75,7 +75,7 @@ def test_it_tells_at_the_end_what_it_has(tmp_path: Path, scripted: Any, capsys: 
     ("make", "message"),
     [
         (lambda: TopCheckpoints(keep=0), "keep must be a whole number from 1 up, got 0"),
-        (lambda: TopCheckpoints(name="Top"), "name='Top' begins checkpoint labels"),
+        (lambda: TopCheckpoints(name="Top"), "name='Top' begins the labels of checkpoints"),
         (lambda: tiny_trainer([TopCheckpoints()]).fit(tiny_data()), "give the Trainer a run_dir"),
     ],
     ids=["keep", "name", "run_dir"],
@@ -89,6 +89,18 @@ def test_a_figure_that_is_not_there_is_told_with_a_suggestion(tmp_path: Path) ->
     trainer = tiny_trainer([TopCheckpoints("train_los")], run_dir=tmp_path)
     with pytest.raises(UsageError, match="Did you mean 'train_loss'"):
         trainer.fit(tiny_data())
+
+
+def test_a_resumed_fit_that_is_to_keep_fewer_is_refused(tmp_path: Path) -> None:
+    class StopsAndSaves:
+        def on_epoch_end(self, trainer: Trainer) -> None:
+            trainer.save()
+            trainer.stop("to be resumed")
+
+    tiny_trainer([TopCheckpoints(), StopsAndSaves()], run_dir=tmp_path).fit(tiny_data(), epochs=1)
+    tiny_trainer([TopCheckpoints(), StopsAndSaves()], run_dir=tmp_path).fit(tiny_data(), epochs=3, resume=tmp_path)
+    with pytest.raises(CheckpointError, match="2 epochs are kept already, more than keep=1 now"):
+        tiny_trainer([TopCheckpoints(keep=1)], run_dir=tmp_path).fit(tiny_data(), epochs=3, resume=tmp_path)
 
 
 def test_it_changes_no_bit(trained: Callable[..., Any], tmp_path: Path) -> None:

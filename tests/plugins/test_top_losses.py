@@ -96,6 +96,22 @@ def test_what_is_no_image_is_refused_at_the_first_batch(shape: tuple[int, ...]) 
     assert trainer.epoch == 0
 
 
+def test_an_x_of_several_parts_is_refused_at_the_first_batch() -> None:
+    class First(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(16, 3)
+
+        def forward(self, x: Any) -> Any:
+            return self.linear(x["image"])
+
+    x, y = images(16)
+    model = First()
+    trainer = Trainer(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters()), [TopLosses()], device="cpu")
+    with pytest.raises(DataError, match=r"top_losses draws images.*; x is dict"):
+        trainer.fit(({"image": x, "age": y}, y), epochs=5)
+
+
 def test_targets_that_are_no_classes_are_refused() -> None:
     x, _ = images(4, 4)
     trainer = trainer_of(TopLosses())
@@ -221,3 +237,47 @@ def test_it_changes_no_bit_of_training() -> None:
         return [*model.weight.flatten().tolist(), *torch.get_rng_state().tolist()]
 
     assert trained([TopLosses()]) == trained([])
+
+
+@pytest.mark.parametrize("counted", [2, 100])
+def test_samples_that_are_counted_in_another_way_are_no_padding(counted: int) -> None:
+    plugin = TopLosses(count=100)
+    one = trainer_of(plugin)
+    trainer = Trainer(one.model, one.loss, one.optimizer, [plugin], "cpu", samples=lambda batch: counted)
+    trainer.evaluate(images(4, 4), 5)
+    assert len(plugin.worst["test"][0]) == 23
+
+
+def test_what_is_evaluated_inside_of_a_fit_is_kept_and_not_drawn(tmp_path: Path) -> None:
+    class Looks:
+        def on_epoch_end(self, trainer: Trainer) -> None:
+            trainer.evaluate(images(4, 4, samples=7), 3)
+
+    plugin = TopLosses()
+    one = trainer_of(plugin)
+    trainer = Trainer(one.model, one.loss, one.optimizer, [plugin, Looks()], "cpu", run_dir=tmp_path)
+    trainer.fit(images(4, 4), epochs=2, batch_size=5)
+    assert len(plugin.worst["test"][0]) == 7
+    assert [path.name for path in tmp_path.glob("*.svg")] == ["top_losses_train.svg"]
+    trainer.evaluate(images(4, 4, samples=7), 3)
+    assert (tmp_path / "top_losses_test.svg").is_file()
+
+
+def test_a_test_set_that_a_later_plugin_evaluates_at_the_end_of_a_fit_is_drawn(tmp_path: Path) -> None:
+    class Tests:
+        def on_fit_end(self, trainer: Trainer) -> None:
+            trainer.evaluate(images(4, 4, samples=7))
+
+    one = trainer_of(TopLosses())
+    plugins = [TopLosses(), Tests()]
+    Trainer(one.model, one.loss, one.optimizer, plugins, "cpu", run_dir=tmp_path).fit(images(4, 4), epochs=1)
+    assert (tmp_path / "top_losses_test.svg").is_file()
+
+
+def test_after_a_fit_that_failed_a_test_set_is_drawn(tmp_path: Path, fails: Any) -> None:
+    one = trainer_of(TopLosses())
+    trainer = Trainer(one.model, one.loss, one.optimizer, [TopLosses(), fails(epoch=1)], "cpu", run_dir=tmp_path)
+    with pytest.raises(RuntimeError):
+        trainer.fit(images(4, 4), epochs=3)
+    trainer.evaluate(images(4, 4))
+    assert [path.name for path in tmp_path.glob("*.svg")] == ["top_losses_test.svg"]

@@ -322,6 +322,15 @@ def test_what_cannot_be_is_told_when_it_is_made(knobs: dict[str, Any], message: 
         Validation(**knobs)
 
 
+def test_a_loader_is_given_without_a_batch_size() -> None:
+    with pytest.raises(UsageError, match="hard: a DataLoader has batches of its own: leave out batch_size=3"):
+        Validation(DataLoader(TensorDataset(*HARD)), batch_size=3, name="hard")
+
+
+def test_without_a_fit_it_adds_nothing_to_what_is_evaluated() -> None:
+    assert set(tiny_trainer([Validation(HARD, name="hard"), Validation(fraction=1)]).evaluate(VAL)) == {"test_loss"}
+
+
 class Stream(IterableDataset[Any]):
     def __iter__(self) -> Any:
         return iter(TensorDataset(*tiny_data(4)))

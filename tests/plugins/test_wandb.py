@@ -197,10 +197,44 @@ def test_without_a_run_directory_it_sends_all_the_same(tmp_path: Path) -> None:
     assert rows(files(tmp_path)[0]) == result.history
 
 
+def test_two_of_them_are_two_runs(tmp_path: Path) -> None:
+    result = fit(tmp_path, Wandb("digits"), Wandb("copy", name="second"))
+    assert sorted(run_of(file).project for file in files(tmp_path)) == ["copy", "digits"]
+    assert [rows(file) for file in files(tmp_path)] == [result.history] * 2
+
+
+def test_a_run_that_is_open_already_is_left_alone(tmp_path: Path) -> None:
+    mine = wandb.init(project="mine", dir=str(tmp_path), settings=wandb.Settings(silent=True, console="off"))
+    fit(tmp_path / "fit", Wandb())
+    mine.log({"figure": 1})
+    mine.finish()
+    (file,) = files(tmp_path)
+    assert rows(file) == [{"figure": 1}]
+    assert len(files(tmp_path / "fit")) == 1
+
+
+def test_a_sweep_of_wandb_gets_the_figures_in_the_run_that_it_opened(tmp_path: Path) -> None:
+    wandb.init(project="mine", dir=str(tmp_path), settings=wandb.Settings(silent=True, console="off"))
+    result = fit(tmp_path / "fit", Wandb(reinit="return_previous"))
+    assert wandb.run is None  # ended with the fit
+    assert rows(files(tmp_path)[0]) == result.history
+    assert files(tmp_path / "fit") == []
+
+
+def test_a_hook_may_log_into_its_run_as_well(tmp_path: Path) -> None:
+    class Logs:
+        def on_epoch_end(self) -> None:
+            wandb.log({"mine": 3}, commit=False)
+
+    fit(tmp_path, Wandb(), Logs(), epochs=1)
+    assert rows(files(tmp_path)[0])[0]["mine"] == 3
+
+
 def test_where_nobody_is_logged_in_it_says_so_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
     class NoKey:
         Settings = wandb.Settings
         errors = wandb.errors
+        run = None
 
         @staticmethod
         def init(**options: Any) -> Any:

@@ -57,17 +57,10 @@ def script_of(recipe: str, words: Sequence[str] = (), seed: int = 0, label: str 
         drawn = torch.get_rng_state()
         script = Script(Source(_file_of(recipe)), made, trainer, seed, settings, label)
         script.check(drawn)
-    what = " ".join(
-        [
-            Path(recipe).as_posix(),
-            *words,
-            *([f"seed {seed}"] if seed else []),
-            *([f"variant {label!r}"] if label else []),
-        ]
-    )
-    told = [f"The plain loop of {what}: the same numbers, without the framework."]
+    what = [Path(recipe).as_posix(), *words, *[f"seed {seed}"] * bool(seed), *[f"variant {label!r}"] * bool(label)]
+    told = [f"The plain loop of {' '.join(what)}: the same numbers, without the framework."]
     if script.left_out:
-        told.append(f"Left out, as no step depends on it: {', '.join(script.left_out)}.")
+        told.append(f"Left out, since they only look: {', '.join(script.left_out)}.")
     title = (ast.get_docstring(script.source.tree) or script.source.name).partition("\n")[0]
     about = "\n".join(textwrap.fill(sentence, 118, break_long_words=False) for sentence in told)
     documentation = f"{title}\n\n{about}\n".replace("\\", "/").replace('"' * 3, "'''")

@@ -3,126 +3,122 @@
 from __future__ import annotations
 
 import ast
+import json
+import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-from .source_text import UNKNOWN, Known, Names, Source, bound, defaults, literal, tables, value_of
+import torch
+
+from .source_text import Source, is_recipe, used
 
 
-@dataclass
-class Parts:
-    """What a recipe does before the training: statements in their order, and the arguments of its Recipe."""
+class RecipeBody:
+    """The function recipe() as statements of a script; a call that makes a variant is replaced by what it does.
 
-    knobs: list[str] = field(default_factory=list)
-    shared: list[str] = field(default_factory=list)  # before a variant is chosen
-    own: list[str] = field(default_factory=list)
-    arguments: dict[str, tuple[ast.expr, str]] = field(default_factory=dict)
-    eager: bool = False  # the variant was made before the seed was set for it
-
-
-class Flattened:
-    """The function recipe() as statements of a script, with what makes a variant put in its place."""
+    Attributes:
+        knobs, shared, own: statements; shared are those before a variant is chosen
+        arguments: those of its Recipe, each with its text and the comment behind it
+        draws: whether the shared ones draw random numbers
+        eager: whether the variant was made before the seed was set for it
+    """
 
     def __init__(self, source: Source, settings: Mapping[str, Any], label: str) -> None:
-        self.source, self.label, self.parts = source, label, Parts()
-        function = source.defined.get("recipe")
-        if not isinstance(function, ast.FunctionDef):
+        self.source, self.label, self.functions = source, label, dict(source.functions)
+        self.shared: list[str] = []
+        self.own: list[str] = []
+        self.arguments: dict[str, tuple[ast.expr, str, str]] = {}
+        self.draws = self.eager = False
+        if "recipe" not in self.functions:
             raise source.refuse(source.tree, "recipe is no function that is written here")
-        self.functions = {node.name: node for node in source.tree.body if isinstance(node, ast.FunctionDef)}
-        changed = set().union(*map(bound, function.body))
-        known = {name: Known(value=table) for name, table in tables(source.tree.body)}
-        for argument, default in defaults(function):
-            value = settings.get(argument, UNKNOWN)
-            text = source.text(default, {}) if value is UNKNOWN else literal(value)
-            self.parts.knobs.append(f"{argument} = {text}")
-            known[argument] = Known(value=value_of(default, {}) if value is UNKNOWN else value)
-            if argument in changed:
-                known.pop(argument)
-        self._body(function, known, self.parts.shared)
+        texts = {name: source.expression(default) for name, default in _defaults(self.functions["recipe"]).items()}
+        texts |= {name: _literal(value) for name, value in settings.items()}
+        self.knobs = [f"{name} = {text}" for name, text in texts.items()]
+        self._body(self.functions["recipe"], self.shared)
 
-    def _body(self, function: ast.FunctionDef, names: Names, into: list[str]) -> None:
+    def _body(self, function: ast.FunctionDef, into: list[str]) -> None:
         *before, last = function.body
-        returns = [n for n in ast.walk(function) if isinstance(n, ast.Return)]
-        nested = [r for n in before if isinstance(n, ast.FunctionDef) for r in ast.walk(n) if isinstance(r, ast.Return)]
-        if not isinstance(last, ast.Return) or last.value is None or len(returns) - len(nested) != 1:
-            raise self.source.refuse(function, f"{function.name}() does not end in its only return")
         self.functions |= {node.name: node for node in before if isinstance(node, ast.FunctionDef)}
-        names = {**names, **{name: Known(value=value) for name, value in tables(before)}}
-        into += self.source.statements(before, names)
-        self._returned(last.value, names)
+        run = [part for node in before if not isinstance(node, ast.FunctionDef) for part in ast.walk(node)]
+        if not isinstance(last, ast.Return) or not last.value or any(isinstance(part, ast.Return) for part in run):
+            raise self.source.refuse(function, f"{function.name}() does not end in its only return")
+        into += self.source.statements(before)
+        self._returned(last.value)
 
-    def _returned(self, node: ast.expr, names: Names) -> None:
+    def _returned(self, node: ast.expr) -> None:
         match node:
-            case ast.Call(func=ast.Name(id=name), args=[]) if self.source.ours.get(name) == "framework":
-                if any(keyword.arg is None for keyword in node.keywords):
-                    raise self.source.refuse(node, "the Recipe is made of **arguments")
+            case ast.Call(args=[]) if is_recipe(node):
                 for keyword in node.keywords:
-                    text = self.source.text(keyword.value, names, keyword.col_offset)
-                    comment = self.source.comment(keyword)
-                    self.parts.arguments[str(keyword.arg)] = keyword.value, text + comment
-            case ast.Dict():
-                for key, value in zip(node.keys, node.values, strict=True):
-                    if key is not None and value_of(key, names) == self.label:
-                        return self._variant(value, names)
-                raise self.source.refuse(node, f"the variant {self.label!r} is not written out")
-            case ast.DictComp(generators=[ast.comprehension(target=ast.Name(id=name), iter=items, ifs=[])]):
-                for item in self._items(items, names):
-                    inner = {**names, name: Known(literal(item), item)}
-                    if value_of(node.key, inner) == self.label:
-                        return self._variant(node.value, inner)
-                raise self.source.refuse(node, f"the variant {self.label!r} is made of what is not written out")
+                    if keyword.arg is None:
+                        raise self.source.refuse(node, "the Recipe is made of **arguments")
+                    text, comment = self.source.expression(keyword.value), self.source.comment(keyword)
+                    self.arguments[keyword.arg] = keyword.value, text, comment
+            case ast.Dict() | ast.DictComp():
+                self._variant(self._chosen(node))
             case ast.Call(func=ast.Name(id=name)) if name in self.functions:
-                self._inline(self.functions[name], node.args, node.keywords, names)
+                self._inline(self.functions[name], node.args, node.keywords)
             case _:
                 raise self.source.refuse(node, "what is returned is made in a way of its own")
 
-    def _variant(self, node: ast.expr, names: Names) -> None:
+    def _chosen(self, node: ast.Dict | ast.DictComp) -> ast.expr:
+        """What makes the variant; the shared statements are executed to see which it is, and whether they draw."""
+        space: dict[str, Any] = {"__name__": "ejected"}
+        before = torch.get_rng_state(), random.getstate()
+        exec("\n".join([self.source.text, *self.knobs, *self.shared]), space)
+        self.draws = not torch.equal(before[0], torch.get_rng_state()) or before[1] != random.getstate()
+        if isinstance(node, ast.Dict):
+            keys = [key and eval(ast.unparse(key), space) for key in node.keys]
+            if self.label not in keys:  # it is in a **dict
+                raise self.source.refuse(node, f"the variant {self.label!r} is not written out")
+            return node.values[keys.index(self.label)]
+        item, items = ast.unparse(node.generators[0].target), ast.unparse(node.generators[0].iter)
+        chosen = dict(eval(f"[({ast.unparse(node.key)}, {item}) for {item} in {items}]", space))[self.label]
+        try:
+            ast.literal_eval(_literal(chosen))
+        except (SyntaxError, ValueError) as error:
+            raise self.source.refuse(node, f"{item} is {chosen!r} in the variant {self.label!r}") from error
+        self.own.append(f"{item} = {_literal(chosen)}")
+        return node.value
+
+    def _variant(self, node: ast.expr) -> None:
         match node:
-            case ast.Lambda(body=body) if not node.args.args:
-                self._returned(body, names)
+            case ast.Lambda(body=body):
+                self._returned(body)
             case ast.Call(func=ast.Name(id="partial"), args=[ast.Name(id=name), *args]) if name in self.functions:
-                self._inline(self.functions[name], args, node.keywords, names)
+                self._inline(self.functions[name], args, node.keywords)
             case ast.Name(id=name) if name in self.functions:
-                self._inline(self.functions[name], [], [], names)
+                self._inline(self.functions[name], [], [])
             case _:
-                self.parts.eager = True
-                self._returned(node, names)
+                self.eager = True
+                self._returned(node)
 
-    def _items(self, node: ast.expr, names: Names) -> list[Any]:
-        value = value_of(node, names)
-        if value is UNKNOWN and isinstance(node, ast.Name) and node.id in names:
-            table = names[node.id].value
-            return [value_of(key, {}) for key in table.keys] if isinstance(table, ast.Dict) else []
-        return [] if value is UNKNOWN else list(value)
-
-    def _inline(
-        self, function: ast.FunctionDef, args: list[ast.expr], keywords: list[ast.keyword], names: Names
-    ) -> None:
-        """The body of a function, its parameters replaced by what is plain, and given a value where it is not."""
-        if any(isinstance(arg, ast.Starred) for arg in args) or any(keyword.arg is None for keyword in keywords):
-            raise self.source.refuse(function, f"{function.name}() is called with * or **")
-        written = [parameter.arg for parameter in function.args.args]
-        given = dict(zip(written, args, strict=False)) | {str(keyword.arg): keyword.value for keyword in keywords}
-        given = {name: node for name, node in defaults(function) if name not in given and node} | given
-        stored, asked = set().union(*map(bound, function.body)), _asked(function)
-        inner = {name: known for name, known in names.items() if name not in stored}
-        for name, node in given.items():
-            if name not in asked:
-                continue
-            text, value = self.source.text(node, names, node.col_offset), value_of(node, names)
-            if name not in stored and (text.isidentifier() or isinstance(value, (bool, str, type(None)))):
-                inner[name] = Known(text, value)
-            else:
-                self.parts.own.append(f"{name} = {text}")
-                inner[name] = Known(value=value) if name not in stored else Known()
+    def _inline(self, function: ast.FunctionDef, args: list[ast.expr], keywords: list[ast.keyword]) -> None:
+        """The body of a function, after its parameters have been given a value."""
+        parameters = function.args.args
+        given = _defaults(function) | {parameter.arg: value for parameter, value in zip(parameters, args, strict=False)}
+        given |= {keyword.arg or "**": keyword.value for keyword in keywords}
         if function.args.vararg:
-            inner[function.args.vararg.arg] = Known(items=[self.source.text(a, names) for a in args[len(written) :]])
-        self._body(function, inner, self.parts.own)
+            given[function.args.vararg.arg] = ast.Tuple(args[len(parameters) :], ast.Load())
+        if any(isinstance(arg, ast.Starred) for arg in args) or "**" in given:
+            raise self.source.refuse(function, f"{function.name}() is called with * or **")
+        asked, changed = set().union(*map(used, function.body)), set[str]()
+        for name, value in given.items():
+            text = ast.unparse(value)
+            if changed & used(value):
+                raise self.source.refuse(value, f"{text} would be another {name} after those before it were given")
+            if name in asked and text != name:
+                self.own.append(f"{name} = {text}")
+                changed.add(name)
+        self._body(function, self.own)
 
 
-def _asked(function: ast.FunctionDef) -> set[str]:
-    """The names that a function looks up for anything but the plugins of its Recipe."""
-    keywords = [node for node in ast.walk(function) if isinstance(node, ast.keyword) and node.arg == "plugins"]
-    apart = {id(node) for keyword in keywords for node in ast.walk(keyword)}
-    return {node.id for node in ast.walk(function) if isinstance(node, ast.Name) and id(node) not in apart}
+def _defaults(function: ast.FunctionDef) -> dict[str, ast.expr]:
+    """The parameters that have a default, and it."""
+    arguments = function.args
+    positional = zip(reversed(arguments.args), reversed(arguments.defaults), strict=False)
+    named = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    return {a.arg: default for a, default in (*reversed([*positional]), *named) if default is not None}
+
+
+def _literal(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)

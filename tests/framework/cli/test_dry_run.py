@@ -70,6 +70,21 @@ def test_it_is_refused_beside_a_directory_to_keep_the_run_in(go: Any, lab: Any) 
     assert not Path("mine").exists()
 
 
+def test_a_file_of_its_own_that_a_plugin_writes_stays_as_it_was(go: Any, lab: Any, tmp_path: Path) -> None:
+    body = """
+from framework_plugins.csv import Csv
+from framework_plugins.tensorboard import TensorBoard
+
+def recipe():
+    return made(plugins=[Csv("mine.csv"), TensorBoard("curves")])
+"""
+    Path("mine.csv").write_text("of last week", encoding="utf-8")
+    outcome = go(lab(body), "--dry-run", *QUICK)
+    assert outcome.code == 0, outcome.err
+    assert Path("mine.csv").read_text(encoding="utf-8") == "of last week"
+    assert not Path("curves").exists()
+
+
 def test_services_are_told_nothing(go: Any, lab: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{(tmp_path / 'mlflow.db').as_posix()}")
     monkeypatch.setenv("WANDB_MODE", "offline")

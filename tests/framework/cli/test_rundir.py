@@ -84,7 +84,7 @@ def test_an_unfinished_run_without_a_checkpoint_is_claimed() -> None:
 def test_an_unfinished_run_with_a_checkpoint_is_not_claimed(stop_reason) -> None:
     run = made("my run", [{"epoch": 0}], stop_reason=stop_reason)
     (run / "checkpoints/step-000000000001").mkdir(parents=True)
-    with pytest.raises(RunDirError, match=r'unfinished run with a checkpoint.* framework resume "my run"'):
+    with pytest.raises(RunDirError, match=r"unfinished run with a checkpoint.* framework resume ['\"]my run['\"]$"):
         rundir.claim(run)
 
 

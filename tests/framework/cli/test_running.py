@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -666,4 +667,4 @@ def test_what_torch_was_told_about_determinism_is_left_as_it_was(lab) -> None:
 
 def test_the_suggested_commands_can_be_typed_where_a_folder_has_a_space(lab, go) -> None:
     outcome = go(lab(name="my labs/lab.py"), "--epochs", "1", "-p", "no:plot")
-    assert outcome.line("next") == 'python -m framework "my labs/lab.py" --lr 0.5'
+    assert shlex.split(outcome.line("next")) == ["python", "-m", "framework", "my labs/lab.py", "--lr", "0.5"]

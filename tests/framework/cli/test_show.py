@@ -34,7 +34,7 @@ def resolved(out: str) -> list[tuple[str, str]]:
     """Name and place of each plugin in a printed order."""
     lines = [line for line in out.splitlines() if line.strip()[:1].isdigit()]
     assert [int(line.split()[0]) for line in lines] == list(range(1, len(lines) + 1))
-    return [(line.split()[1], line[22:].split("  ")[0].strip()) for line in lines]
+    return [(line.split()[1], line[24:].split("  ")[0].strip()) for line in lines]
 
 
 def test_plugins_of_a_recipe_are_printed_in_their_order(go) -> None:
