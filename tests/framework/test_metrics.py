@@ -277,5 +277,5 @@ def test_a_start_forgets_what_was() -> None:
 )
 def test_a_target_is_the_y_of_a_pair_and_of_nothing_else(batch: Any, held: str) -> None:
     assert target_of(("x", "y"), "accuracy") == "y"
-    with pytest.raises(DataError, match=rf"^accuracy reads y of batches \(x, y\), and this one is {held}; a collate_fn"):
+    with pytest.raises(DataError, match=rf"^accuracy reads y of batches \(x, y\), and this one is {held}; a collate"):
         target_of(batch, "accuracy")

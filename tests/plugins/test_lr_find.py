@@ -253,7 +253,9 @@ def test_it_stops_at_nan_before_the_end_and_says_so() -> None:
 
 
 def test_a_loss_that_is_nan_from_the_first_step_on_is_not_the_rates_fault() -> None:
-    found = find_lr(tiny_trainer(loss=lambda output, y: output.sum() * math.nan), tiny_data(), steps=10)
+    trainer = tiny_trainer()
+    trainer.loss = lambda output, y: output.sum() * math.nan
+    found = find_lr(trainer, tiny_data(), steps=10)
     assert (found.suggestion, found.losses) == (None, [])
     assert found.reason == "the loss is nan at 1e-07, before a step was taken: it is not the rate"
 

@@ -25,7 +25,8 @@ class Seen:
 def recipe(epochs: int = 5, accumulate: int = 1, whole: bool = False):
     x = torch.randn(7, 3)
     data = (x, x.sum(1, keepdim=True))
-    return made(val=data, test=data, epochs=epochs, batch_size=None if whole else 2, accumulate=accumulate, plugins=[Seen()])
+    size = None if whole else 2
+    return made(val=data, test=data, epochs=epochs, batch_size=size, accumulate=accumulate, plugins=[Seen()])
 """
 QUICK = ("-p", "no:plot", "-p", "no:progress")
 
