@@ -206,8 +206,8 @@ class _Pass(nn.Module):
         self.model, self._trainer = trainer.model, trainer
         self._forward = trainer.plugins.frozen("train").forward
 
-    def modules(self, remove_duplicate: bool = True) -> Iterator[nn.Module]:
-        return (module for module in super().modules(remove_duplicate) if module.training)
+    def modules(self, *arguments: Any, **named: Any) -> Iterator[nn.Module]:  # torch 2.14 has one, 2.11 none
+        return (module for module in super().modules(*arguments, **named) if module.training)
 
     def train(self, mode: bool = True) -> _Pass:
         return self

@@ -79,9 +79,11 @@ class TopCheckpoints:
             self._listed = True
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self.monitor.state_dict(), "kept": self.kept}
+        return {**self.monitor.state_dict(), "figure": [self.monitor.name, self.monitor.mode], "kept": self.kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["figure"] != (now := [self.monitor.name, self.monitor.mode]):
+            raise CheckpointError(f"the figure was {' '.join(state['figure'])}, and now it is {' '.join(now)}")
         if len(state["kept"]) > self.keep:
             raise CheckpointError(f"{len(state['kept'])} epochs are kept already, more than keep={self.keep} now")
         self.monitor.load_state_dict(state)

@@ -91,12 +91,20 @@ def test_a_figure_that_is_not_there_is_told_with_a_suggestion(tmp_path: Path) ->
         trainer.fit(tiny_data())
 
 
-def test_a_resumed_fit_that_is_to_keep_fewer_is_refused(tmp_path: Path) -> None:
-    class StopsAndSaves:
-        def on_epoch_end(self, trainer: Trainer) -> None:
-            trainer.save()
-            trainer.stop("to be resumed")
+class StopsAndSaves:
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        trainer.save()
+        trainer.stop("to be resumed")
 
+
+def test_a_resumed_fit_that_follows_another_figure_is_refused(tmp_path: Path) -> None:
+    tiny_trainer([TopCheckpoints(), StopsAndSaves()], run_dir=tmp_path).fit(tiny_data(), epochs=1)
+    other = tiny_trainer([TopCheckpoints(mode="max")], run_dir=tmp_path)
+    with pytest.raises(CheckpointError, match="the figure was train_loss min, and now it is train_loss max"):
+        other.fit(tiny_data(), epochs=3, resume=tmp_path)
+
+
+def test_a_resumed_fit_that_is_to_keep_fewer_is_refused(tmp_path: Path) -> None:
     tiny_trainer([TopCheckpoints(), StopsAndSaves()], run_dir=tmp_path).fit(tiny_data(), epochs=1)
     tiny_trainer([TopCheckpoints(), StopsAndSaves()], run_dir=tmp_path).fit(tiny_data(), epochs=3, resume=tmp_path)
     with pytest.raises(CheckpointError, match="2 epochs are kept already, more than keep=1 now"):
