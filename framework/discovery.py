@@ -25,10 +25,15 @@ def available() -> dict[str, importlib.metadata.EntryPoint]:
     return {point.name: point for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: p.name)}
 
 
+def owner(point: importlib.metadata.EntryPoint) -> str | None:
+    """The distribution of an entry point; None in a damaged installation, where asking for its name may be an error."""
+    return point.dist.metadata["Name"] if point.dist and "Name" in point.dist.metadata else None
+
+
 def _point(name: str, own: bool = False) -> importlib.metadata.EntryPoint:
     """The entry point of an available plugin; `own`: of our own distribution, whoever else offers the name."""
     points = {point.value: point for point in importlib.metadata.entry_points(group=GROUP, name=name)}
-    ours = [point for point in points.values() if point.dist and point.dist.name == DISTRIBUTION]
+    ours = [point for point in points.values() if owner(point) == DISTRIBUTION]
     found = (ours if own else []) or list(points.values())
     if not found:
         raise PluginError(f"there is no plugin {name!r}.{did_you_mean(name, available())}")
@@ -40,7 +45,7 @@ def _point(name: str, own: bool = False) -> importlib.metadata.EntryPoint:
 
 def origin(point: importlib.metadata.EntryPoint) -> str:
     """Distribution and version of an entry point."""
-    known = point.dist and point.dist.name  # not in a damaged installation
+    known = owner(point)
     return f"{known} {point.dist.version}" if point.dist and known else "an unknown distribution"
 
 
@@ -160,7 +165,7 @@ def _has_hooks(found: type) -> bool:
 def _refuse_mixed_versions(point: importlib.metadata.EntryPoint) -> None:
     from framework import __version__
 
-    if point.dist and point.dist.name == DISTRIBUTION and point.dist.version != __version__:
+    if point.dist and owner(point) == DISTRIBUTION and point.dist.version != __version__:
         raise PluginError(
             f"framework {__version__} was imported from {Path(__file__).parent}, but the installed plugins are of "
             f"version {point.dist.version}: install both together, pip install -e ."

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
 import torch
 
+FIND = PathFinder.__dict__["find_distributions"]
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -30,6 +32,15 @@ def mnist(monkeypatch: pytest.MonkeyPatch) -> Path:
 def _the_same_draws_each_time() -> None:
     """Else a test whose numbers are not its point would fail once in a thousand runs."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _metadata_by_the_standard_library() -> Iterator[None]:
+    """The package importlib_metadata, which MLflow imports, puts its own finder in the place of Python's."""
+    yield
+    if FIND is not PathFinder.__dict__.get("find_distributions"):
+        PathFinder.find_distributions = FIND  # type: ignore[method-assign]
+    sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != "importlib_metadata"]
 
 
 @pytest.fixture(autouse=True)

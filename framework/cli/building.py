@@ -14,7 +14,7 @@ from framework import checkpoint
 from framework.cli import rundir
 from framework.cli.lab import Lab, find_lab
 from framework.cli.options import Options, as_arguments, of_recipe, takes_several
-from framework.discovery import DISTRIBUTION, Listed, find, several
+from framework.discovery import DISTRIBUTION, Listed, find, owner, several
 from framework.errors import PluginError, RecipeError, RunDirError, UsageError, did_you_mean
 from framework.plugins import examine
 from framework.recipe import Recipe
@@ -124,7 +124,7 @@ def fit_recipe(trainer: Trainer, recipe: Recipe, **changes: Any) -> Result:
 def names_in(plugin_set: str) -> list[str]:
     """The plugins of a set, such as those that are active by default; only our own distribution can offer one."""
     points = importlib.metadata.entry_points(group="framework.sets", name=plugin_set)
-    return [name for point in points if point.dist and point.dist.name == DISTRIBUTION for name in point.load()]
+    return [name for point in points if owner(point) == DISTRIBUTION for name in point.load()]
 
 
 def line_up(lab: Lab, listed: Sequence[Any], extra: Sequence[Any], defaults: bool = True) -> list[Listed]:

@@ -197,7 +197,7 @@ def _run_variants(job: Job, made: Mapping[str, Any], parent: Path, own: bool) ->
             break
     done = all(rundir.is_finished(parent / label) for label in made)
     rundir.write_info(parent, {**info, "stop_reason": "completed" if done else stopped or None})
-    if done and len(made) > 1:
+    if done and len(made) > 1 and not job.dry:
         _compare(parent)
     return results
 

@@ -53,7 +53,7 @@ def test_looking_for_a_plugin_does_not_import_it(monkeypatch) -> None:
         ("acuracy", "there is no plugin 'acuracy'. Did you mean 'accuracy'?"),
         ("Accuracy", "there is no plugin 'Accuracy'. Did you mean 'accuracy'?"),
         ("early-stopping", "there is no plugin 'early-stopping'. Did you mean 'early_stopping'?"),
-        ("zzz", "there is no plugin 'zzz'. There is: accuracy, best_checkpoint,"),
+        ("zzz", "there is no plugin 'zzz'. There is: accuracy, average_weights, best_checkpoint,"),
         ("", "there is no plugin ''. There is: accuracy,"),
         ("nosuch.py", "there is no plugin file 'nosuch.py'"),
     ],

@@ -185,7 +185,7 @@ def test_a_plugin_of_a_package_is_listed_in_a_recipe_ordered_and_removed_again(i
     assert [line.split()[1] for line in out.splitlines()[1:5]] == ["shout", "history", "loud", "accuracy"]
     code, out, _ = go("lab.py", *QUICK)
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines() if "1.098612" in line][:2] == ["HEY", "LOUD"]
+    assert [line.split()[0] for line in out.splitlines() if " 0 1.098612" in line][:2] == ["HEY", "LOUD"]
     code, out, _ = go("lab.py", *QUICK, "-p", "no:shout")
     assert code == 0
     assert "HEY" not in out
@@ -219,7 +219,7 @@ def test_a_package_may_bring_a_verb(install, go) -> None:
     install("shout")
     assert go("shouting", "--word", "ho") == (0, "hoho\n", "")
     _, out, _ = go("--help")
-    assert "shouting   Shouts a word." in out
+    assert "shouting    Shouts a word." in out
     _, _, err = go("shoutin")
     assert "Did you mean 'shouting'?" in err
 
