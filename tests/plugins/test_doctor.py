@@ -168,7 +168,8 @@ def test_the_data_sets_are_looked_for_where_recipes_look(doctor, tmp_path, monke
         (raw / f"{name}-ubyte").touch()
     monkeypatch.setenv("FRAMEWORK_DATA", str(tmp_path / "sets"))
     said = doctor()
-    assert said["data"] == [f"{tmp_path / 'sets'} (FRAMEWORK_DATA): MNIST", "MNIST is there"]
+    shown = str(tmp_path / "sets").encode("ascii", "backslashreplace").decode()
+    assert said["data"] == [f"{shown} (FRAMEWORK_DATA): MNIST", "MNIST is there"]
     assert "every recipe has its data" in said["works"]
 
 

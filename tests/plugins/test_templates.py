@@ -88,7 +88,7 @@ def test_a_new_plugin_is_a_package_that_installs_is_found_by_name_and_passes_its
     assert "my_plugin          my-plugin 0.1.0            available  Adds `largest_loss`" in python(
         "-m", "framework", "plugins", path=installed
     )
-    said = python("-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "my_plugin", path=installed)
+    said = python("-m", "pytest", "-W", "error", "-p", "no:cacheprovider", "my_plugin", path=installed)
     assert "9 passed" in said
 
 
