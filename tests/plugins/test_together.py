@@ -21,6 +21,7 @@ from framework_plugins.limits import Limits
 from framework_plugins.mixed_precision import MixedPrecision
 from framework_plugins.torchmetrics import TorchMetrics
 from framework_plugins.validation import Validation
+from framework_plugins.wandb import Wandb
 from PIL import Image
 from torchmetrics import CohenKappa
 
@@ -145,6 +146,7 @@ SET = {  # those that need to be told what to do, or whose defaults are for long
     "mixed_precision": lambda: MixedPrecision("bf16"),
     "torchmetrics": lambda: TorchMetrics({"kappa": CohenKappa(task="multiclass", num_classes=10)}),
     "validation": lambda: Validation(every_steps=500),
+    "wandb": lambda: Wandb(mode="offline"),  # by its environment wandb goes only if no test before has used it
 }
 OF_OTHER_DATA = {"decision_boundary", "regression"}  # of two features; of numbers instead of classes
 
@@ -153,7 +155,6 @@ OF_OTHER_DATA = {"decision_boundary", "regression"}  # of two features; of numbe
 def test_all_plugins_together_train_the_convolutional_network_to_its_figure(
     mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.chdir(tmp_path)
     names = [name for name, point in available().items() if point.value.startswith("framework_plugins.")]
