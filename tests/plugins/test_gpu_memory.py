@@ -118,8 +118,10 @@ def test_on_a_gpu_allocated_reserved_peak_and_the_parts_are_told(capsys: pytest.
     assert re.search(r", the rest 3\d\.\d MiB; peak \d+\.\d MiB, .* free$", last)
 
 
-def test_it_starts_no_other_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Lightning PR #3257: nvidia-smi in each step. Lightning #18652: two lines at the most, whatever the length
+def test_it_starts_no_other_program_and_says_two_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # Lightning PR #3257: nvidia-smi in each step. Lightning #18652: figures that overwhelm
     monkeypatch.setattr("os.posix_spawn", None, raising=False)
     monkeypatch.setattr("subprocess.Popen", None)
-    tiny_trainer([GpuMemory()]).fit(tiny_data(), epochs=2)
+    tiny_trainer([GpuMemory()]).fit(tiny_data(), epochs=20)
+    assert len(capsys.readouterr().out.splitlines()) == 2
