@@ -19,14 +19,14 @@ __version__ = "0.1.0"
 # wait for torch; __init__.pyi tells type checkers and editors.
 _HOMES = {
     "CheckpointError": "errors", "DataError": "errors", "DeviceError": "errors", "FrameworkError": "errors",
-    "Monitor": "metrics", "NonFiniteError": "errors", "PluginError": "errors", "PluginOption": "cli.options",
-    "Recipe": "recipe", "RecipeError": "errors", "Result": "trainer", "RunDirError": "errors",
-    "Snapshot": "checkpoint", "Trainer": "trainer", "UsageError": "errors", "assemble": "cli.building",
-    "build": "cli.building", "command_of": "cli.building", "described": "architecture", "fit_recipe": "cli.building",
-    "hookimpl": "hooks", "kept_random_states": "seed", "knobs": "cli.building", "layers": "architecture",
-    "mode_of": "metrics", "picture": "cli.pictures", "plain": "cli.pictures", "read_runs": "cli.rundir",
-    "rebuild": "cli.building", "run": "cli.running", "settings_of": "architecture", "target_of": "metrics",
-    "unpadded": "data", "write_whole": "checkpoint",
+    "Monitor": "metrics", "NonFiniteError": "errors", "Piece": "checkpoint", "PluginError": "errors",
+    "PluginOption": "cli.options", "Processes": "checkpoint", "Recipe": "recipe", "RecipeError": "errors",
+    "Result": "trainer", "RunDirError": "errors", "Snapshot": "checkpoint", "Trainer": "trainer",
+    "UsageError": "errors", "assemble": "cli.building", "build": "cli.building", "command_of": "cli.building",
+    "described": "architecture", "fit_recipe": "cli.building", "hookimpl": "hooks", "kept_random_states": "seed",
+    "knobs": "cli.building", "layers": "architecture", "mode_of": "metrics", "picture": "cli.pictures",
+    "plain": "cli.pictures", "read_runs": "cli.rundir", "rebuild": "cli.building", "run": "cli.running",
+    "settings_of": "architecture", "target_of": "metrics", "unpadded": "data", "write_whole": "checkpoint",
 }  # fmt: skip
 
 __all__ = sorted(_HOMES)

@@ -1,6 +1,8 @@
 from framework.architecture import described as described
 from framework.architecture import layers as layers
 from framework.architecture import settings_of as settings_of
+from framework.checkpoint import Piece as Piece
+from framework.checkpoint import Processes as Processes
 from framework.checkpoint import Snapshot as Snapshot
 from framework.checkpoint import write_whole as write_whole
 from framework.cli.building import assemble as assemble

@@ -221,8 +221,8 @@ def generators(data: Any) -> list[torch.Generator]:
     """The generators that a pass over a DataLoader of the user's draws from, beside the global one."""
     batches = getattr(data, "batch_sampler", None)
     owners = data, getattr(data, "sampler", None), batches, getattr(batches, "sampler", None)
-    found = (getattr(owner, "generator", None) for owner in owners)
-    return [generator for generator in found if isinstance(generator, torch.Generator)]
+    found = {id(g): g for g in (getattr(owner, "generator", None) for owner in owners)}
+    return [generator for generator in found.values() if isinstance(generator, torch.Generator)]
 
 
 def in_chunks(inputs: Any, size: int | None) -> Iterator[Any]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from framework import checkpoint, data, device, loop, mistakes
-from framework.checkpoint import Place, Resumed, Snapshot, Writer
+from framework.checkpoint import ALONE, Place, Processes, Resumed, Snapshot, Writer
 from framework.device import resolve
 from framework.discovery import several
 from framework.engine import Engine, without_compiler
@@ -93,6 +93,8 @@ class Trainer:
         self.place, self._run_lock = Place(self), None  # type: Place, Any
         forgiving = one_of("on_save_error", on_save_error, ("stop", "continue")) == "continue"
         self.async_save, self._writer = async_save, Writer(async_save, forgiving)
+        self.processes: Processes = ALONE  # those that train together; a plugin may put others here
+        self.resumed: Resumed | None = None  # from what, until everything is loaded
         self.looked_at: set[str] = set()  # the splits of which a first batch was looked at for mistakes
         self._running = False
         self.asked = False  # whether a stop or a save waits for the next step boundary
@@ -136,13 +138,13 @@ class Trainer:
         self.epochs, self.accumulate = data.positive("epochs", epochs), data.positive("accumulate", accumulate)
         self.num_workers = data.positive("num_workers", num_workers, least=0)
         self.engine = Engine(loader, cache, graph, fast)
-        resumed = None if resume is None else Resumed(Path(resume))
+        self.resumed = resumed = None if resume is None else Resumed(Path(resume))
         self.run_dir = self.run_dir if resumed is None else resumed.goes_on_in(self.run_dir)
         self._writer.bad = () if resumed is None else resumed.passed_over
         failure: BaseException | None = None
         try:
             with self._explained():
-                self._start(train, val, *sizes, resumed)
+                self._start(train, val, *sizes)
                 loop.run(self)
                 self._running, self.place.exact = False, True
                 self._tell_of(self._writer.finished(leave=0))
@@ -152,6 +154,7 @@ class Trainer:
             return result
         except BaseException as error:
             self._running, failure = False, error
+            self.processes.fail()
             self.plugins.tell_each("on_exception", failure, trainer=self, exception=failure)
             raise
         finally:
@@ -226,6 +229,10 @@ class Trainer:
         self._later.append(call)
         self.asked = True
 
+    def ask(self, call: Callable[[], None]) -> None:
+        """As `later`, for what only this process knows, a signal or a clock: several agree on the boundary."""
+        self.later(call)
+
     def snapshot(self, over: Snapshot | None = None) -> Snapshot:
         """A copy of the present state: model, optimizer, counters, plugins. `save` takes it later.
 
@@ -244,17 +251,15 @@ class Trainer:
 
     # --------------------------------------------------------------------------------------------- around the loop
 
-    def _start(
-        self, train: Any, val: Any, batch_size: int | None, shuffle: bool, drop_last: bool, resumed: Resumed | None
-    ) -> None:
+    def _start(self, train: Any, val: Any, batch_size: int | None, shuffle: bool, drop_last: bool) -> None:
         hooks = self.plugins.frozen("train")
         self.place.exact = False  # what it was at the end of an earlier fit
-        self._run_lock = checkpoint.lock(self.run_dir, by="fit") if self.run_dir else None
         self.epoch = self.step = 0
         self._stop, self._saves, self._later, self.asked = None, [], [], False
         self.plugins.disabled.clear()
         self.history, self.loaders, self.looked_at = [], {}, set()
         self.prepared = hooks.prepare_model(self, self.model)
+        self._run_lock = checkpoint.lock(self.run_dir, by="fit") if self.run_dir else None
         device.place(self.model, self.optimizer, self.device)
         self.loaders["train"] = hooks.make_loader(self, train, "train", batch_size, shuffle, drop_last)
         if val is not None:
@@ -265,12 +270,13 @@ class Trainer:
             name for split in self.loaders for name in (f"{split}_loss", *self.plugins.metric_names(split))
         )
         self.place = Place(self)
-        if resumed:
-            resumed.check(self)
+        if self.resumed:
+            self.resumed.check(self)
         self._running = True
         hooks.on_fit_start(self)
-        if resumed:
-            resumed.load(self)
+        if self.resumed:
+            self.resumed.load(self)
+        self.resumed = None  # it is as large as the model and its optimizer
         if self.run_dir:
             checkpoint.storable(self)
 
@@ -297,7 +303,7 @@ class Trainer:
         with contextlib.nullcontext() if self._run_lock else checkpoint.lock(self.run_dir, by="fit"):
             self._tell_of(self._writer.finished())  # before the state is asked for: it may be about what was written
             taken = snapshot or self.snapshot()
-            self._tell_of(self._writer.write(taken, self.run_dir, labels, wait=not self._running))
+            self._tell_of(self._writer.write(taken, self.run_dir, labels, not self._running, self.processes))
 
     def _tell_of(self, paths: Iterable[Path]) -> None:
         for path in paths:

@@ -24,6 +24,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from framework.checkpoint.processes import Piece
 from framework.errors import CheckpointError
 
 DEPTH, ROOM = 64, 8  # nested brackets in a file; how many of them are for what surrounds a tree, and for its leaves
@@ -44,6 +45,7 @@ _LEAVES: dict[str, tuple[Any, Any, Any]] = {  # a type, how a value of it is tol
     "$dtype": (torch.dtype, str, _DTYPES.__getitem__),
     "$device": (torch.device, str, torch.device),
 }  # fmt: skip
+PIECE = re.compile(r"\|piece (\d{1,2})\+*$")  # the end of the name of a tensor of which a process holds only a part
 _NESTING = bytes((byte in b"[{") + 255 * (byte in b"]}") for byte in range(256))  # 1 or -1 where it changes
 
 
@@ -61,6 +63,8 @@ def _encode(tree: Any, tensors: dict[str, Tensor] | None, path: str, depth: int)
         raise CheckpointError(f"{path:.200} contains itself, or is nested too deep")
     if isinstance(tree, Tensor):
         return _tensor(tree, tensors, path)
+    if isinstance(tree, Piece):
+        return _tensor(tree.tensor.contiguous(), tensors, f"{path}|piece {tree.dimension}")
     if isinstance(tree, list):
         return [_encode(value, tensors, f"{path}.{index}", depth - 1) for index, value in enumerate(tree)]
     if isinstance(tree, dict):

@@ -174,6 +174,7 @@ def _all_generators(trainer: Trainer) -> list[torch.Generator]:
 
 def _facts(loader: Any) -> dict[str, Any]:
     """What shows whether a loader gives the same batches: sizes, the kind of its order, and a look at its data."""
+    loader = getattr(loader, "whole", loader)  # of which this process takes a part
     dataset, sampler = getattr(loader, "dataset", None), getattr(loader, "sampler", None)
     seen = hashlib.sha256()
     _look_at(loader.batch if isinstance(loader, Whole) else dataset, seen)

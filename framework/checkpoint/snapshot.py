@@ -23,6 +23,7 @@ class Snapshot:
     `epoch` and `step` count what had been completed; `loop` is where in the fit that was (place.py). The first of
     `rows` are the history: a list that only grows, and how many of it there were. Without `exact` something had
     happened since the last step boundary, such as an error, so that a fit cannot go on from it as it would have gone.
+    `ranks` is what other processes than the first had of `plugins` and `loop`, in one that was read.
     `live` is what makes it quick to take the next one over it.
     """
 
@@ -34,6 +35,7 @@ class Snapshot:
     loop: dict[str, Any] = field(default_factory=dict)
     exact: bool = True
     rows: tuple[list[dict[str, Any]], int] = field(default=([], 0), repr=False)
+    ranks: list[dict[str, Any]] = field(default_factory=list, repr=False)
     live: Live | None = field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:

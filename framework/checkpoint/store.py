@@ -16,7 +16,7 @@ import platform
 import re
 import secrets
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,13 @@ import torch
 from torch import Tensor
 
 from framework.checkpoint import codec, files, tensors
-from framework.checkpoint.codec import decode, encode
-from framework.checkpoint.snapshot import Snapshot, rows_of
+from framework.checkpoint.contents import STATE, files_of, is_one, names_of, snapshot_of
+from framework.checkpoint.processes import ALONE, Processes, at_first, together
+from framework.checkpoint.snapshot import Snapshot
 from framework.errors import CheckpointError
 
 FORMAT = 2
-MANIFEST, STATE = "MANIFEST.json", "state.json"
-TREES = ("model", "optimizer", "plugins", "loop")  # of a snapshot; each has a file for its tensors
-FILES = {STATE, *(f"{tree}.safetensors" for tree in TREES)}
-NAMES = FILES | {MANIFEST}
+MANIFEST = "MANIFEST.json"
 KEPT = 2  # checkpoints that a fit can go on from exactly, beside those that labels point at
 DROPPINGS = re.compile(r"\.DS_Store|\._.*|desktop\.ini|Thumbs\.db")  # of Finder and Explorer, in any directory
 SMALL = 2**20  # bytes that a manifest or a label stays below
@@ -46,71 +44,84 @@ _LABEL = re.compile(r"[A-Z_][A-Z0-9_]*")
 # --------------------------------------------------------------------------------------------------------------- write
 
 
-def write(snapshot: Snapshot, run_dir: Path, labels: Iterable[str], bad: Iterable[str] = ()) -> Path:
+def write(
+    snapshot: Snapshot, run_dir: Path, labels: Iterable[str], bad: Iterable[str] = (), processes: Processes = ALONE
+) -> Path:
     """Write a checkpoint, point the labels at it, remove what is not needed any more. The path of it; it is durable.
 
-    Kept are the newest two that are exact, and those that labels point at.
+    Kept are the newest two that are exact, and those that labels point at. Of several processes each writes its part,
+    and the first one commits it.
 
     Args:
         bad: the names of checkpoints that were found damaged: they count for nothing, and are removed when there are
             two newer ones
+        processes: those that write it together; each calls this
 
     Raises:
-        CheckpointError: the disk is full, the directory cannot be written, a state that cannot be stored
+        CheckpointError: the disk is full, the directory cannot be written, a state that cannot be stored; the same one
+            in each process
     """
-    directory, last = run_dir / "checkpoints", ""
+    directory, earlier = run_dir / "checkpoints", []  # type: Path, list[tuple[Path, dict[str, Any]]]
     try:
-        contents = _contents(snapshot)
-        files.make_directory(directory)
-        files.sweep(directory)
-        earlier = [(path, told) for path, told in _listed(directory) if told]
-        if earlier:
-            last = f"; the last one is {earlier[0][0].name}"
-        else:
-            for above in directory.parents:  # each of them may be new as well
-                files.sync_directory(above)
-        need, free = sum(len(piece) for pieces in contents.values() for piece in pieces), files.system.free(directory)
-        if need > free:
-            sizes = f"it needs {math.ceil(need / 1e6):,} MB, {free // 10**6:,} MB are free at {directory}{last}"
-            raise CheckpointError(f"not enough space for a checkpoint: {sizes}")
-        path, digest = _commit(directory, contents, _manifest(snapshot, *earlier[:1]))
-        files.sync_directory(directory)
-        for label in labels:
-            files.put(directory / label.upper(), json.dumps({"name": path.name, "manifest_sha256": digest}) + "\n")
-        files.sync_directory(directory)
-    except OSError as error:
-        raise CheckpointError(f"cannot write a checkpoint into {directory}: {error.strerror or error}{last}") from error
-    except MemoryError as error:
-        raise CheckpointError(f"not enough memory to write a checkpoint{last}") from error
-    try:
-        _retain(directory, {*bad})
-    except OSError as error:
-        warnings.warn(f"cannot remove what is not needed any more from {directory}: {error}", stacklevel=2)
+        contents = files_of(snapshot, processes)
+        need = sum(together(processes, lambda: _size(contents)))
+        earlier = at_first(processes, lambda: _prepared(directory, need))
+        path, digest = _commit(
+            directory, contents, lambda: _manifest(snapshot, processes.size, *earlier[:1]), processes
+        )
+        at_first(processes, lambda: _point(path, digest, labels))
+    except (OSError, MemoryError) as error:
+        last = f"; the last one is {earlier[0][0].name}" if earlier else ""
+        where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        said = f"cannot write a checkpoint into {directory}: {getattr(error, 'strerror', '') or error}{where}{last}"
+        if isinstance(error, MemoryError):
+            said = f"not enough memory to write a checkpoint{where}{last}"
+        raise CheckpointError(processes.gather(said)[0]) from error
+    if processes.rank == 0:
+        try:
+            _retain(directory, {*bad})
+        except OSError as error:
+            warnings.warn(f"cannot remove what is not needed any more from {directory}: {error}", stacklevel=2)
     return path
 
 
-def _contents(snapshot: Snapshot) -> dict[str, list[bytes | memoryview]]:
-    """The files of a checkpoint but for the manifest, each as its pieces."""
-    held: dict[str, dict[str, Tensor]] = {tree: {} for tree in TREES}
-    state: dict[str, Any] = {tree: encode(getattr(snapshot, tree), held[tree], tree) for tree in TREES[1:]}
-    state["model"] = [[name, encode(_plain(value), held["model"], name)] for name, value in snapshot.model.items()]
-    state["rows"] = encode(snapshot.history(), held["loop"], "rows")
-    return {STATE: [codec.text(state)], **{f"{tree}.safetensors": tensors.written(held[tree]) for tree in TREES}}
+def _size(contents: dict[str, list[bytes | memoryview]]) -> int:
+    return sum(len(piece) for pieces in contents.values() for piece in pieces)
 
 
-def _plain(value: Any) -> Any:
-    """Weights in the order of their dimensions, for other readers of model.safetensors; a model keeps its strides."""
-    return value.contiguous() if isinstance(value, Tensor) and value.layout is torch.strided else value
+def _prepared(directory: Path, need: int) -> list[tuple[Path, dict[str, Any]]]:
+    """The checkpoints that are there, the newest first, when there is room for `need` bytes more."""
+    files.make_directory(directory)
+    files.sweep(directory)
+    earlier = [(path, told) for path, told in _listed(directory) if told]
+    if not earlier:
+        for above in directory.parents:  # each of them may be new as well
+            files.sync_directory(above)
+    free = files.system.free(directory)
+    if need > free:
+        last = f"; the last one is {earlier[0][0].name}" if earlier else ""
+        sizes = f"it needs {math.ceil(need / 1e6):,} MB, {free // 10**6:,} MB are free at {directory}{last}"
+        raise CheckpointError(f"not enough space for a checkpoint: {sizes}")
+    return earlier
 
 
-def _manifest(snapshot: Snapshot, earlier: tuple[Path, dict[str, Any]] | None = None) -> dict[str, Any]:
+def _point(path: Path, digest: str, labels: Iterable[str]) -> None:
+    files.sync_directory(path.parent)
+    for label in labels:
+        files.put(path.with_name(label.upper()), json.dumps({"name": path.name, "manifest_sha256": digest}) + "\n")
+    files.sync_directory(path.parent)
+
+
+def _manifest(
+    snapshot: Snapshot, world_size: int = 1, earlier: tuple[Path, dict[str, Any]] | None = None
+) -> dict[str, Any]:
     from framework import __version__
 
     return {
         "format": FORMAT, "step": snapshot.step, "epoch": snapshot.epoch, "exact": snapshot.exact,
         "seq": earlier[1]["seq"] + 1 if earlier else 1, "run": earlier[1]["run"] if earlier else secrets.token_hex(8),
-        "parent": earlier[0].name if earlier else None, "world_size": 1, "fingerprint": fingerprint(snapshot.model),
-        "writer": f"framework {__version__}",
+        "parent": earlier[0].name if earlier else None, "world_size": world_size,
+        "fingerprint": fingerprint(snapshot.model), "writer": f"framework {__version__}",
     }  # fmt: skip
 
 
@@ -126,26 +137,36 @@ def fingerprint(model: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _commit(directory: Path, contents: dict[str, Any], told: dict[str, Any], again: bool = True) -> tuple[Path, str]:
+def _commit(
+    directory: Path, contents: dict[str, Any], manifest: Callable[[], dict[str, Any]], processes: Processes,
+    again: bool = True,
+) -> tuple[Path, str]:  # fmt: skip
     """The path of a new checkpoint, which is complete but whose name is not durable yet, and its manifest's SHA-256."""
-    beside = directory / files.temporary()
+    beside = directory / processes.gather(files.temporary())[0]
     try:
-        files.system.mkdir(beside)
-        written = {name: files.write_file(beside / name, pieces) for name, pieces in contents.items()}
-        told["files"] = {name: {"size": size, "sha256": digest} for name, (size, digest) in written.items()}
-        _, digest = files.write_file(beside / MANIFEST, [_sealed(told)])
-        files.sync_directory(beside)
-        names = (f"step-{told['step']:012d}{f'-r{number}' if number else ''}" for number in itertools.count())
-        path = next(directory / name for name in names if not files.exists(directory / name))  # never over another
-        files.rename(beside, path)
-        return path, digest
+        at_first(processes, lambda: files.system.mkdir(beside))
+        written = together(processes, lambda: {n: files.write_file(beside / n, made) for n, made in contents.items()})
+        name, digest = at_first(processes, lambda: _named(beside, manifest(), written))
+        return directory / name, digest
     except BaseException as error:
         with contextlib.suppress(OSError):
             files.remove(beside)
         if not (again and isinstance(error, OSError) and error.errno == errno.EIO):
             raise
     # what an fsync could not write, the next fsync of the same file may take for written: only other files will do
-    return _commit(directory, contents, told, again=False)
+    return _commit(directory, contents, manifest, processes, again=False)
+
+
+def _named(beside: Path, told: dict[str, Any], written: Iterable[dict[str, tuple[int, str]]]) -> tuple[str, str]:
+    """Give a directory with all files of a checkpoint its manifest and its name; the two."""
+    entries = {name: entry for part in written for name, entry in part.items()}
+    told["files"] = {name: {"size": size, "sha256": digest} for name, (size, digest) in entries.items()}
+    _, digest = files.write_file(beside / MANIFEST, [_sealed(told)])
+    files.sync_directory(beside)
+    names = (f"step-{told['step']:012d}{f'-r{number}' if number else ''}" for number in itertools.count())
+    path = next(beside.with_name(name) for name in names if not files.exists(beside.with_name(name)))  # never over one
+    files.rename(beside, path)
+    return path.name, digest
 
 
 def _sealed(told: dict[str, Any]) -> bytes:
@@ -165,7 +186,7 @@ def _retain(directory: Path, bad: set[str]) -> None:
         doubtful = told is None or path.name in bad  # or it was the disk that had a bad moment
         if path.name in kept or (doubtful and sum(_place(path) < _place(other) for other in sound) < KEPT):
             continue
-        if _names(path) - NAMES:  # something of the user's
+        if not all(name == MANIFEST or is_one(name) for name in _names(path)):  # something of the user's
             continue
         trash.append(directory / files.temporary("trash"))
         files.rename(path, trash[-1])
@@ -303,19 +324,14 @@ def _names(path: Path) -> set[str]:
 
 def _load(path: Path) -> Snapshot:
     told = _told(path)
-    for name in sorted(_names(path) ^ NAMES):
-        raise _damaged(f"{name} {'is missing' if name in NAMES else 'does not belong there'}")
+    names = {MANIFEST, *told["files"]}
+    for name in sorted(_names(path) ^ names):
+        raise _damaged(f"{name} {'is missing' if name in names else 'does not belong there'}")
     held = {name: _parsed(path / name, **entry) for name, entry in told["files"].items()}
     try:
-        state = held.pop(STATE)
-        trees = {tree: decode(state.pop(tree), held[f"{tree}.safetensors"]) for tree in TREES}
-        rows = rows_of(decode(state.pop("rows"), held["loop.safetensors"]))
-        trees["model"] = dict(trees["model"])
+        return snapshot_of(held, told)
     except (CheckpointError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise _damaged(f"{STATE}: {error}") from error
-    if state or any(held.values()) or not all(type(tree) is dict for tree in trees.values()):
-        raise _damaged(f"{STATE}: it does not hold what a checkpoint holds")
-    return Snapshot(told["epoch"], told["step"], **trees, exact=told["exact"], rows=(rows, len(rows)))
 
 
 def _told(path: Path) -> dict[str, Any]:
@@ -331,7 +347,7 @@ def _told(path: Path) -> dict[str, Any]:
     if not (
         told.keys() == KINDS.keys()
         and all(type(value) in KINDS[name] and (type(value) is not int or value >= 0) for name, value in told.items())
-        and told["files"].keys() == FILES
+        and told["files"].keys() == names_of(told["world_size"])
         and all(map(_is_entry, told["files"].values()))
     ):
         raise _damaged(f"{MANIFEST}: it does not tell what a manifest tells")

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from framework.checkpoint.processes import ALONE, Processes
 from framework.checkpoint.snapshot import Snapshot
 from framework.checkpoint.store import write
 from framework.errors import CheckpointError
@@ -36,7 +37,10 @@ class Writer:
     def busy(self) -> bool:
         return bool(self._writing)
 
-    def write(self, snapshot: Snapshot, run_dir: Path, labels: Iterable[str], wait: bool = False) -> list[Path]:
+    def write(
+        self, snapshot: Snapshot, run_dir: Path, labels: Iterable[str], wait: bool = False,
+        processes: Processes = ALONE,
+    ) -> list[Path]:  # fmt: skip
         """Write a snapshot; with `wait` it is durable afterwards in any case.
 
         Raises:
@@ -45,10 +49,10 @@ class Writer:
         done, labels = self.finished(leave=0 if wait or not self._background else 1), list(labels)
         if self._background and not wait:
             self._thread = self._thread or ThreadPoolExecutor(1, "checkpoint")
-            self._writing.append((snapshot, self._thread.submit(write, snapshot, run_dir, labels, self.bad)))
+            self._writing.append((snapshot, self._thread.submit(write, snapshot, run_dir, labels, self.bad, processes)))
             return done
         try:
-            return [*done, write(snapshot, run_dir, labels, self.bad)]
+            return [*done, write(snapshot, run_dir, labels, self.bad, processes)]
         except CheckpointError as error:
             self._forgive(error)
             return done

@@ -21,6 +21,8 @@ from framework.recipe import Recipe
 from framework.seed import seed_everything
 from framework.trainer import Result, Trainer
 
+AROUND = "framework.around_run"  # entry points, by the name of the plugin
+
 
 def build(recipe: str | Path | Callable[..., Any] | Lab, *, seed: int = 0, **knobs: Any) -> Any:
     """Build a recipe without running it: a Recipe, a dict of label to Recipe, or None.
@@ -125,6 +127,12 @@ def names_in(plugin_set: str) -> list[str]:
     """The plugins of a set, such as those that are active by default; only our own distribution can offer one."""
     points = importlib.metadata.entry_points(group="framework.sets", name=plugin_set)
     return [name for point in points if owner(point) == DISTRIBUTION for name in point.load()]
+
+
+def arounds(extra: Sequence[Any]) -> list[Callable[..., Any]]:
+    """What plugins of `extra` put around a whole run: of a Job and the run directory that was named, if any, a context
+    manager that gives the run directory to use."""
+    return [point.load() for point in importlib.metadata.entry_points(group=AROUND) if point.name in extra]
 
 
 def line_up(lab: Lab, listed: Sequence[Any], extra: Sequence[Any], defaults: bool = True) -> list[Listed]:

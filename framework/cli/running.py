@@ -15,7 +15,7 @@ import torch
 
 from framework import checkpoint
 from framework.cli import rundir, verbs
-from framework.cli.building import drawn_anew, fit_recipe, line_up, names_in, trainer_of
+from framework.cli.building import arounds, drawn_anew, fit_recipe, line_up, names_in, trainer_of
 from framework.cli.lab import Lab, find_lab
 from framework.cli.pictures import drawn
 from framework.cli.signals import Signals
@@ -38,6 +38,7 @@ class Job:
         resumes: whether to go on where a run that has not finished was
         dry: whether to try one step of everything, in a directory that is thrown away
         about: what run.json says of it
+        path: its run directory, as soon as there is one
 
     Raises:
         UsageError: what was asked for does not exist or does not fit together
@@ -54,6 +55,7 @@ class Job:
     dry: bool = False
     about: dict[str, Any] = field(init=False)
     target: torch.device = field(init=False)
+    path: Path = field(init=False)
 
     def __post_init__(self) -> None:
         self.target = resolve(self.device)
@@ -102,6 +104,8 @@ def perform(job: Job, run_dir: str | Path | None) -> Any:
     with contextlib.ExitStack() as stack:
         if job.dry:
             named = Path(stack.enter_context(tempfile.TemporaryDirectory())) / lab.name / "001"
+        for around in arounds(job.extra):
+            named = stack.enter_context(around(job, named))
         if named is not None:
             stack.enter_context(rundir.held(named, rundir.unfinished if job.resumes else rundir.claim))
         seed_everything(job.seed)
@@ -114,6 +118,7 @@ def perform(job: Job, run_dir: str | Path | None) -> Any:
         path, own, results = named or rundir.new(lab.name), named is None, None
         if own:
             stack.enter_context(rundir.held(path, rundir.claim))
+        job.path = path
         print(f"recipe    {lab.name}    {lab.title}".rstrip())
         print(f"seed      {job.seed}")
         with _deterministic(job.deterministic):

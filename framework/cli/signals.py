@@ -32,7 +32,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from framework.cli import rundir
-from framework.trainer import Trainer
+from framework.trainer import Result, Trainer
 
 REASONS = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP"}  # why the run stopped, by signal
 ASKED = "stopping after this step and saving; press Ctrl-C again to quit at once"
@@ -73,14 +73,14 @@ class Signals:
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
             return
-        name, later = signal.Signals(number).name, self._trainer.later  # what is asked for later cannot be lost
+        name, ask = signal.Signals(number).name, self._trainer.ask  # what is asked for cannot be lost
         self._wanted = self._trainer.step
         if name == "SIGUSR1":
-            later(partial(self._trainer.save, "last"))
+            ask(partial(self._trainer.save, "last"))
             _say("saving after this step\n")
         elif not self.received:
             self.received = REASONS[name]
-            later(partial(self._trainer.stop, self.received))
+            ask(partial(self._trainer.stop, self.received))
             if name == "SIGHUP":
                 _leave_the_terminal()
             _say(f"\n{ASKED}\n")
@@ -98,9 +98,11 @@ class Signals:
             print(f"saved step {self._saved}{safe}", file=sys.stderr)
             self._wanted = self._wanted if self.received else sys.maxsize
 
-    def on_fit_end(self, trainer: Trainer) -> None:
-        if self.received and self._saved != trainer.step:  # no plugin did
-            trainer.save("last")
+    def on_fit_end(self, trainer: Trainer, result: Result) -> None:
+        if result.stop_reason in REASONS.values():  # maybe for the signal of another process
+            self.received = str(result.stop_reason)
+            if self._saved != trainer.step:  # no plugin did
+                trainer.save("last")
 
     def on_teardown(self) -> None:
         self._undo.close()

@@ -181,15 +181,26 @@ class AverageWeights:
             raise CheckpointError(f"decay, swa_start and use_buffers of {self.name} {told}")
         self._count, self._is_in = state["count"], state["in_model"]
         self._others = [
-            other.to(held.device) for other, held in zip(state["others"], self._held(), strict=self._count > 0)
+            _as_held(other.to(held.device), held)
+            for other, held in zip(state["others"], self._held(), strict=self._count > 0)
         ]
 
 
+def _as_held(whole: Tensor, held: Tensor) -> Tensor:
+    """Of a whole tensor the piece that this process holds, where it holds only that."""
+    if not hasattr(held, "full_tensor") or hasattr(whole, "full_tensor"):
+        return whole
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(held, DTensor)
+    return distribute_tensor(whole, held.device_mesh, held.placements, src_data_rank=None)
+
+
 def _alike(averages: Sequence[Tensor], weights: Iterable[Tensor]) -> Iterable[tuple[list[Tensor], list[Tensor]]]:
-    """Both in groups of one device and dtype, as torch averages them."""
+    """Both in groups of one device and dtype, as torch averages them; what is sharded is apart from what is not."""
     groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
     for average, weight in zip(averages, weights, strict=True):
-        group = groups[average.device, average.dtype]
+        group = groups[average.device, average.dtype, type(average)]
         group[0].append(average)
         group[1].append(weight)
     return groups.values()

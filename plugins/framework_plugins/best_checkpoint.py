@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.nn.parameter import is_lazy
 
 from framework import CheckpointError, Monitor, Result, Snapshot, Trainer, UsageError, hookimpl
@@ -86,7 +87,7 @@ class BestCheckpoint:
         self._last_write = time.monotonic()
         if trainer.step:  # resumed, maybe from the best itself; everything is loaded by then
             trainer.later(partial(self._keep, trainer))
-        elif trainer.run_dir is not None and any((trainer.run_dir / "checkpoints").glob("step-*")):
+        elif trainer.run_dir and _in_any(trainer, any((trainer.run_dir / "checkpoints").glob("step-*"))):
             self._written_at = None  # those are of an older fit, which would be gone on with after a kill
             trainer.later(partial(self._begin, trainer))
 
@@ -109,7 +110,7 @@ class BestCheckpoint:
         if self.monitor.update(epoch, metrics):
             self._row, self._is_here, self._is_on_disk = dict(metrics), True, False
         spacing = max(SHORTEST, SPACING * self._duration) if self.every_seconds is None else self.every_seconds
-        self._is_due = time.monotonic() - self._last_write >= spacing
+        self._is_due = _in_any(trainer, time.monotonic() - self._last_write >= spacing)
         self._asked_for = self._is_here or self._is_due
         if self._asked_for:
             trainer.later(partial(self.on_epoch_end, trainer, epoch, metrics))
@@ -126,7 +127,7 @@ class BestCheckpoint:
     @hookimpl(wrapper=True)
     def on_fit_end(self, trainer: Trainer, result: Result) -> Iterator[None]:
         self._started = False
-        if self._labelled(trainer, "last", trainer.step) is None:
+        if not _in_any(trainer, self._labelled(trainer, "last", trainer.step) is not None):
             self._written_at = None  # it failed, or this fit had nothing to do
         self._write(trainer)
         if self._row and self._leads:
@@ -140,8 +141,8 @@ class BestCheckpoint:
         yield  # whatever other plugins do at the end sees the restored weights
 
     def on_exception(self, trainer: Trainer, exception: BaseException) -> None:
-        if not self._started or isinstance(exception, CheckpointError):
-            return
+        if not self._started or isinstance(exception, CheckpointError) or trainer.processes.size > 1:
+            return  # with several processes each would write its part, and the others do not know of the error
         if trainer.step > self._begun_at[1]:  # else it may be that not everything was loaded
             self._started = False
             self._write(trainer)
@@ -152,7 +153,8 @@ class BestCheckpoint:
 
     def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
         """Now it is durable; where checkpoints are written in the background that is some steps later."""
-        if self._row and self._labelled(trainer, self.label, self._row["step"]) == path:
+        is_best = bool(self._row) and self._labelled(trainer, self.label, self._row["step"]) == path
+        if _in_any(trainer, is_best):
             self._is_on_disk = True
             self._best = self._best if self.restore_best else None
 
@@ -205,3 +207,8 @@ class BestCheckpoint:
         self._row, self._is_on_disk, self._is_here = state["row"], state["on_disk"], copy == "here"
         if isinstance(copy, dict):
             self._best = Snapshot(**{**copy, "rows": (self._rows, copy["rows"])})
+
+
+def _in_any(trainer: Trainer, found: bool) -> bool:
+    """Whether one process finds it so. Each has its own clock and sees the disk by itself; they write together."""
+    return bool(trainer.sum(torch.tensor(int(found))))

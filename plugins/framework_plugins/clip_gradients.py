@@ -66,6 +66,7 @@ class ClipGradients:
             clip_grad_value_(parameters, self.value)
         else:
             norm = clip_grad_norm_(parameters, self.norm)
+            norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of sharded gradients
             self._seen += 1
             self._clipped += norm > self.norm  # stays on the device: reading it here would wait
 

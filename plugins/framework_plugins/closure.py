@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
+from torch.optim import LBFGS
 
 from framework import Trainer, UsageError, hookimpl
 
@@ -25,10 +26,12 @@ class Closure:
 
     The loop has evaluated the batch once when the step begins: that is what the closure's first call hands out, and
     what the figures are measured on. Each later call goes the way of the loop again, through the plugins' forward,
-    compute_loss, backward and on_gradients.
+    compute_loss, backward and on_gradients. With several processes it is handed the loss of the whole batch, so that
+    all of them evaluate as often and take the same step.
 
     Raises:
-        UsageError: gradients are to be accumulated over several batches, of which a closure sees only the last
+        UsageError: gradients are to be accumulated over several batches, of which a closure sees only the last; LBFGS,
+            which takes all parameters as one vector, where they are sharded
     """
 
     def __init__(self, name: str = "closure") -> None:
@@ -38,6 +41,9 @@ class Closure:
     def on_fit_start(self, trainer: Trainer) -> None:
         if trainer.accumulate != 1:
             raise UsageError(f"{self.name}: a closure evaluates one batch; leave out accumulate={trainer.accumulate}")
+        sharded = any(hasattr(parameter, "full_tensor") for parameter in trainer.model.parameters())
+        if sharded and isinstance(trainer.optimizer, LBFGS):
+            raise UsageError(f"{self.name}: LBFGS takes all parameters as one vector; leave out shard=True")
 
     @hookimpl(wrapper=True)
     def backward(self, loss: Tensor) -> Iterator[None]:
@@ -50,7 +56,7 @@ class Closure:
                 self._evaluate(trainer, batch)
             loss, self._loss = self._loss, None
             assert loss is not None
-            return loss
+            return trainer.sum(loss) / trainer.processes.size  # weighted so that their mean is that of the whole batch
 
         trainer.optimizer.step(closure)  # type: ignore[arg-type]
         return True

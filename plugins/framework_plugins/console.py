@@ -130,9 +130,10 @@ def _spacing(epochs: int, rows: int) -> int:
 
 
 def _described(loader: Any) -> str:
+    batches_of, loader = loader, getattr(loader, "whole", loader)  # of which this process takes a part
     data_set = getattr(loader, "dataset", None)
     try:
-        batches = len(loader)
+        batches = len(batches_of)
         samples = loader.samples if data_set is None else len(data_set)
     except (TypeError, AttributeError):
         return f"{type(loader if data_set is None else data_set).__name__} of unknown length"
@@ -200,7 +201,8 @@ def _of_answers(known: Tensor, judged: Tensor, split: str, loss: Any, logits: bo
 
 
 def _targets_of(loader: Any) -> Tensor | None:
-    """The targets of all samples that a loader gives, where they lie in memory."""
+    """The targets of all samples that a loader gives, to all processes, where they lie in memory."""
+    loader = getattr(loader, "whole", loader)
     if isinstance(loader, DataLoader):
         sampler: Any = loader.sampler
         plain = loader.batch_size and loader.collate_fn is default_collate

@@ -24,7 +24,8 @@ class Csv:
     checkpoint. A figure that an epoch does not have is an empty cell; nan and inf stand there as such.
 
     The file is UTF-8, and begins with a byte order mark where the header is not plain ASCII, since Excel would take it
-    for another encoding. Without a run directory and a path, and in a dry run, nothing is written.
+    for another encoding. Without a run directory and a path, and in a dry run, nothing is written; of several
+    processes the first one writes.
 
     Args:
         path: another file
@@ -40,7 +41,7 @@ class Csv:
         self._file: TextIO | None = None
         self._target: Path | None = None
         self._columns: list[str] = []
-        self._samples: int | None = 0  # trained on so far; None where a resumed fit had not counted them
+        self._samples: int | None = 0  # of this epoch, here; None where a resumed fit had not counted them
         self._by_epoch: dict[int, int] = {}  # how many they were at the end of each epoch
 
     def on_fit_start(self, trainer: Trainer) -> None:
@@ -67,7 +68,8 @@ class Csv:
 
     def on_epoch_end(self, trainer: Trainer, epoch: int, metrics: Mapping[str, Any]) -> None:
         if self._samples is not None:
-            self._by_epoch[epoch] = int(trainer.sum(torch.tensor(self._samples)))
+            everywhere = int(trainer.sum(torch.tensor(self._samples)))
+            self._by_epoch[epoch], self._samples = self._by_epoch.get(epoch - 1, 0) + everywhere, 0
         if self._file is None or not metrics.keys() <= set(self._columns):
             self._write_anew(trainer.history)
         else:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from framework import DataError, Trainer, picture
+from framework import DataError, Trainer, picture, unpadded
 
 POINTS = 2000  # at most so many of the data are drawn
 GRID = 100  # points of the plane in each direction
@@ -33,9 +33,10 @@ class DecisionBoundary:
         self._seen, self._device = [], trainer.device
 
     def on_batch_end(self, trainer: Trainer, split: str, batch: Any) -> None:
-        if split != "train" or trainer.epoch > 0 or sum(len(x) for x, _ in self._seen) >= POINTS:
+        seen = trainer.processes.size * sum(len(x) for x, _ in self._seen)
+        if split != "train" or trainer.epoch > 0 or seen >= POINTS or not trainer.samples:
             return
-        x, y = batch
+        (x, y), _ = unpadded(trainer, batch, None)
         if not isinstance(x, Tensor) or x.dim() != 2 or x.size(1) != 2:
             shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise DataError(f"{self.name} draws a plane of two features, x of shape (N, 2); a batch has {shape}")
@@ -49,9 +50,13 @@ class DecisionBoundary:
         self._seen.append((x[known], classes[known, 0].int()))  # copies: the loader may use its memory again
 
     def on_fit_end(self, trainer: Trainer) -> None:
-        if trainer.run_dir is None or not any(len(x) for x, _ in self._seen):
+        if trainer.run_dir is None:
             return
-        points, classes = (torch.cat(parts).cpu() for parts in zip(*self._seen, strict=True))
+        everywhere = trainer.processes.gather([(x.cpu(), y.cpu()) for x, y in self._seen])
+        seen = [pair for pairs in everywhere for pair in pairs]
+        if not any(len(x) for x, _ in seen):
+            return
+        points, classes = (torch.cat(parts) for parts in zip(*seen, strict=True))
         low, high = points.min(dim=0).values, points.max(dim=0).values
         margin = 0.25 * (high - low).clamp(min=1e-6)
         across, up = (torch.linspace(a, b, GRID) for a, b in zip(low - margin, high + margin, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import MutableMapping, Sequence
 from typing import Any
 
@@ -146,7 +147,8 @@ def _of_classes(scores: Tensor, target: Tensor, ignored: int) -> Tensor:
 def _of_labels(answers: Tensor, target: Tensor) -> Tensor:
     """Each place in dimension 1 is a label, seen in every sample; what has one dimension is one label."""
     parts = torch.stack([answers & target, answers, target, torch.ones_like(target)])
-    return parts.reshape(4, len(target), parts.size(2) if parts.dim() > 2 else 1, -1).sum(dim=(1, 3))
+    labels, places = parts.size(2) if parts.dim() > 2 else 1, math.prod(target.shape[2:])  # there may be no row
+    return parts.reshape(4, len(target), labels, places).sum(dim=(1, 3))
 
 
 def _shares(counts: Tensor) -> Tensor:

@@ -47,7 +47,8 @@ class Freeze:
                 raise UsageError(f"{name}: modules are given by their names, {told}")
         if until_epoch is not None and (type(until_epoch) is not int or until_epoch < 1):
             raise UsageError(f"{name}: until_epoch must be an epoch, a whole number from 1 up, got {until_epoch!r}")
-        self._parameters: dict[str, nn.Parameter] = {}  # that are frozen, and were not before the fit
+        self._model: nn.Module | None = None  # some of whose parameters are frozen
+        self._names: list[str] = []  # of those, without what was frozen before the fit
         self._modules: list[nn.Module] = []  # in eval mode
 
     @hookimpl(wrapper=True)
@@ -57,13 +58,14 @@ class Freeze:
         for other, plugin in trainer.plugins.items():
             if not isinstance(plugin, Freeze):
                 continue
-            frozen = {id(parameter) for parameter in plugin._parameters.values()}  # one that is tied has several names
+            frozen = {id(parameter) for parameter in plugin._frozen()}  # one that is tied has several names
             if both := [name for name, parameter in found.items() if id(parameter) in frozen]:
                 raise UsageError(f"{other} and {self.name} both freeze {min(both)}: name it in one of them")
-        self._parameters = {name: parameter for name, parameter in found.items() if parameter.requires_grad}
+        self._model = trainer.model
+        self._names = [name for name, parameter in found.items() if parameter.requires_grad]
         named = trainer.model.named_modules()
         self._modules = [m for name, m in named if any(fnmatchcase(name, pattern) for pattern in self.modules)]
-        for parameter in self._parameters.values():
+        for parameter in self._frozen():
             parameter.requires_grad = False  # a lazy one has the attribute, and not requires_grad_()
             parameter.grad = None  # one that is left over would move it
         return (yield)
@@ -86,10 +88,15 @@ class Freeze:
     def on_teardown(self) -> None:
         self._thaw()
 
+    def _frozen(self) -> list[nn.Parameter]:
+        """As they are now: where they are sharded, others have taken the place of those that were frozen."""
+        parameters = {} if self._model is None else dict(self._model.named_parameters(remove_duplicate=False))
+        return [parameters[name] for name in self._names]
+
     def _thaw(self) -> None:
-        for parameter in self._parameters.values():
+        for parameter in self._frozen():
             parameter.requires_grad = True
-        self._parameters, self._modules = {}, []
+        self._model, self._names, self._modules = None, [], []
 
 
 def _found(model: nn.Module, patterns: Sequence[str], plugin: str) -> dict[str, nn.Parameter]:

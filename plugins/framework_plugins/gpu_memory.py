@@ -21,7 +21,8 @@ class GpuMemory:
     temporary tensors included) and the rest (data on the device, copies that plugins hold). On a machine without a
     GPU it says so in one line, and measures the memory of the process instead.
 
-    Adds `gpu_allocated_mib`, `gpu_reserved_mib` and `gpu_peak_mib`, or `process_mib` on a CPU.
+    Adds `gpu_allocated_mib`, `gpu_reserved_mib` and `gpu_peak_mib`, or `process_mib` on a CPU: of several processes the
+    largest. The lines at the start and at the end are those of the first one.
     """
 
     def __init__(self, name: str = "gpu_memory") -> None:
@@ -54,18 +55,18 @@ class GpuMemory:
             torch.cuda.reset_peak_memory_stats(self._device)
 
     @hookimpl(split="train")
-    def on_split_end(self, metrics: MutableMapping[str, float]) -> None:
+    def on_split_end(self, trainer: Trainer, metrics: MutableMapping[str, float]) -> None:
         if self._device.type == "cpu":
             used = self._process.memory_info().rss
             self._peak = max(self._peak, used)
-            metrics["process_mib"] = used / MIB
-            return
-        allocated, peak = _allocated(self._device), _peak(self._device)
-        self._peak = max(self._peak, peak)
-        self._temporary = max(self._temporary, peak - allocated)
-        metrics["gpu_allocated_mib"] = allocated / MIB
-        metrics["gpu_reserved_mib"] = _reserved(self._device) / MIB
-        metrics["gpu_peak_mib"] = peak / MIB
+            here = [used]
+        else:
+            allocated, peak = _allocated(self._device), _peak(self._device)
+            self._peak = max(self._peak, peak)
+            self._temporary = max(self._temporary, peak - allocated)
+            here = [allocated, _reserved(self._device), peak]
+        most = [max(sizes) / MIB for sizes in zip(*trainer.processes.gather(here), strict=True)]
+        metrics.update(zip(self.metric_names("train"), most, strict=True))
 
     def state_dict(self) -> dict[str, int]:
         return {"peak": self._peak, "temporary": self._temporary}
@@ -106,7 +107,8 @@ def _mib(size: float) -> str:
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    here = (tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors)  # a piece, if sharded
+    return sum(tensor.numel() * tensor.element_size() for tensor in here)
 
 
 def _allocated(device: torch.device) -> int:

@@ -157,7 +157,7 @@ def _owned(model: nn.Module) -> Iterator[tuple[str, list[nn.Parameter]]]:
 def _norm(gradient: Tensor) -> Tensor:
     values = gradient.coalesce().values() if gradient.is_sparse else gradient
     norm: Tensor = torch.linalg.vector_norm(values, dtype=torch.promote_types(values.dtype, torch.float32))
-    return norm
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of all pieces, where it is sharded
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from framework import Monitor, Trainer, UsageError, hookimpl
@@ -34,7 +35,7 @@ class Limits:
 
     Args:
         steps: of the optimizer; a step that a scaler skipped counts
-        seconds: looked at after each step and after each epoch
+        seconds: looked at after each step and after each epoch; of several processes the first that is over ends it
         train_batches: with accumulate=k a step takes k of them
         val_batches: of each pass over the validation set
         monitor: the figure that shall reach `target`; by default val_loss where there is a validation set, else
@@ -72,6 +73,7 @@ class Limits:
         self.batches = {"train": train_batches, "val": val_batches}
         self.monitor = Monitor(monitor, mode)
         self._begun, self._spent = 0.0, 0.0  # when the fit began, without its breaks, and its seconds at the last look
+        self._asked = False  # for the end, since the time is over
         if steps or seconds:  # else no batch is asked about it
             self.on_batch_end = self._after_batch
 
@@ -83,13 +85,13 @@ class Limits:
         return FirstBatches(loader, most)
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        self._begun, self._spent = time.monotonic(), 0.0
+        self._begun, self._spent, self._asked = time.monotonic(), 0.0, False
         if self.batches["val"] and "val" not in trainer.loaders:
             raise UsageError(f"val_batches={self.batches['val']}, and this fit has no validation set")
         if self.target is not None:
             self.monitor.start(trainer)
         if trainer.step and not _is_trained(trainer):  # resumed, maybe at the limit; everything is loaded by then
-            trainer.later(partial(self._look, trainer))
+            trainer.later(partial(self._look_again, trainer))
 
     def _after_batch(self, trainer: Trainer) -> None:
         if trainer.boundary:
@@ -104,13 +106,24 @@ class Limits:
         """Ask for the end where a limit is reached."""
         if self.steps is not None and trainer.step >= self.steps:
             trainer.stop(f"{self.steps} steps")
-        self._spent = time.monotonic() - self._begun
-        if self.seconds is not None and self._spent >= self.seconds:
-            trainer.stop(f"{self.seconds:g} s")
+        if self._is_over() and not self._asked:
+            self._asked = True
+            trainer.ask(partial(trainer.stop, f"{self.seconds:g} s"))  # of several processes each has its own clock
         best, target = self.monitor.best, self.target
         reaches = operator.le if self.monitor.mode == "min" else operator.ge
         if best is not None and target is not None and reaches(best, target):
             trainer.stop(f"{self.monitor.name} reached {target:g} ({best:.6g})")
+
+    def _look_again(self, trainer: Trainer) -> None:
+        """At the step boundary where a fit goes on, of all processes."""
+        if trainer.sum(torch.tensor(int(self._is_over()))):
+            self._asked = True
+            trainer.stop(f"{self.seconds:g} s")
+        self._look(trainer)
+
+    def _is_over(self) -> bool:
+        self._spent = time.monotonic() - self._begun
+        return self.seconds is not None and self._spent >= self.seconds
 
     def state_dict(self) -> dict[str, Any]:
         spent = {} if self.seconds is None else {"seconds": self._spent}

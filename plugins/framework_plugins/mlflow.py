@@ -20,6 +20,8 @@ class Mlflow:
     directory, such as softmax/001, and ends there as FINISHED, or FAILED after an error. A fit that is resumed goes on
     in the same run, where epochs that a killed one had logged after its last checkpoint are not logged twice.
 
+    Of several processes the first one logs them.
+
     MLflow keeps runs in a database or on a server; it refuses plain folders since version 3.
 
     Args:
@@ -39,7 +41,7 @@ class Mlflow:
 
     def on_fit_start(self, trainer: Trainer) -> None:
         self._silent = trainer.plugins.keeps_nothing
-        if self._silent:  # a dry run
+        if self._silent:  # a dry run, or not the first of several processes
             return
         try:
             from mlflow import MlflowClient, entities, exceptions
@@ -90,7 +92,7 @@ class Mlflow:
         return {"id": self._id}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state["id"] is not None:
+        if state["id"] is not None and not self._silent:
             self._id = state["id"]
             self._client.update_run(self._id, status="RUNNING")
             self._there = max((row.step for row in self._client.get_metric_history(self._id, "train_loss")), default=-1)

@@ -19,7 +19,8 @@ class Progress:
 
     On a terminal and in a notebook a bar that is redrawn at most ten times a second; elsewhere (a file, a pipe) a line
     now and then. A notebook has tqdm's own bar for it where the package ipywidgets is there.
-    Only a redraw reads the loss, so only a redraw waits for the device.
+    Only a redraw reads the loss, so only a redraw waits for the device. Of several processes it is the first one's, of
+    its own samples.
 
     Args:
         bar_seconds: the shortest time between two redraws of the bar

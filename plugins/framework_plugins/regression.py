@@ -56,8 +56,11 @@ class Regression:
                 f"{shapes[0] or type(output).__name__}, and the target is {shapes[1] or type(target).__name__}"
             )
         exact = torch.float32 if output.device.type == "mps" else torch.float64
-        rows = len(target)
-        output, target = (part.to(exact).reshape(rows, -1) for part in (output, target))
+        rows, targets = len(target), math.prod(shapes[1][1:])
+        if not rows:  # all of it is padding: other processes have the batch
+            self._sums.setdefault(split, (0, torch.zeros(4, targets, dtype=exact, device=output.device)))
+            return
+        output, target = (part.to(exact).reshape(rows, targets) for part in (output, target))
         error, mean = output - target, target.mean(dim=0)
         sums = torch.stack([error.abs().sum(0), error.square().sum(0), mean, (target - mean).square().sum(0)])
         self._sums[split] = _merged(self._sums[split], (rows, sums)) if split in self._sums else (rows, sums)

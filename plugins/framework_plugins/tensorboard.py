@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from framework import Trainer, UsageError
 
 AXES = "epoch", "step", "samples"
@@ -36,7 +38,7 @@ class TensorBoard:
         self.directory = None if directory is None else Path(directory)
         self.x = x
         self._writer: Any = None
-        self._samples, self._last = 0, -1  # the place of the last row on the axis
+        self._samples, self._last = 0, -1  # of this epoch, here; the place of the last row on the axis
         if x == "samples":  # else no batch is asked about it
             self.on_batch_end = self._after_batch
 
@@ -55,14 +57,21 @@ class TensorBoard:
         self._samples += samples * (split == "train")
 
     def on_epoch_end(self, trainer: Trainer, epoch: int, metrics: Mapping[str, Any]) -> None:
+        before, self._last = self._last, self._now(trainer, epoch)
         if self._place is None:
             return
         if self._writer is None:  # only now, since what a checkpoint tells of `last` comes after on_fit_start
-            self._writer = self._make(str(self._place), purge_step=self._last + 1, flush_secs=10)
-        self._last = {"epoch": epoch, "step": trainer.step, "samples": self._samples}[self.x]
+            self._writer = self._make(str(self._place), purge_step=before + 1, flush_secs=10)
         for figure, value in metrics.items():
             if figure not in AXES:
                 self._writer.add_scalar(figure, value, self._last)
+
+    def _now(self, trainer: Trainer, epoch: int) -> int:
+        """The place of this row on the axis."""
+        if self.x != "samples":
+            return epoch if self.x == "epoch" else trainer.step
+        samples, self._samples = int(trainer.sum(torch.tensor(self._samples))), 0
+        return max(self._last, 0) + samples
 
     def on_checkpoint(self) -> None:
         if self._writer is not None:  # the fit that is resumed from it counts on these rows

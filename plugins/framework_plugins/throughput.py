@@ -34,6 +34,8 @@ class Throughput:
       time is divided as that of the program is;
     * Python: what is left: your code, the loop, plugins, and what calling an operator takes.
 
+    Of several processes the shares are those of the first one, whose wait for the others counts to its step.
+
     List it last: what plugins behind it do after a batch would count as waiting for data. Where another profiler
     listens that is no plugin, leave it out: torch has only one at a time. On other devices than these two there are no
     shares.
@@ -113,8 +115,7 @@ class Throughput:
         if self._mark is not None:
             self._waiting += time.perf_counter() - self._mark
         samples, seconds = self._samples - self._before[0], self._waiting + self._inside - self._before[1]
-        everywhere = float(trainer.sum(torch.tensor(float(samples), dtype=torch.float64)))
-        metrics["samples_per_second"] = everywhere / max(seconds, 1e-9)
+        metrics["samples_per_second"] = _rate(trainer, samples, seconds)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -128,8 +129,8 @@ class Throughput:
         self._before, self._first, self._computing = state["before"], state["first"], state["computing"]
 
     def on_fit_end(self, trainer: Trainer) -> None:
-        if seconds := self._waiting + self._inside:
-            rate = self._samples / seconds
+        rate = _rate(trainer, self._samples, self._waiting + self._inside)
+        if self._batches:
             shown = f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
             known = trainer.device.type in MEASURED
             told = "too few batches to tell what holds it up" if known else f"no shares on {trainer.device.type}"
@@ -142,6 +143,13 @@ class Throughput:
     def on_teardown(self) -> None:
         if self.profiling:
             self._stop_looking()
+
+
+def _rate(trainer: Trainer, samples: float, seconds: float) -> float:
+    """Samples a second of all processes, the same number in each."""
+    here = torch.tensor([samples, seconds, 1], dtype=torch.float64)
+    everywhere, each, processes = trainer.sum(here).tolist()
+    return float(everywhere * processes / max(each, 1e-9))
 
 
 def _seconds(events: Any) -> float:
@@ -170,6 +178,7 @@ def _shares(waiting: float, inside: float, computing: float, device: str) -> dic
 
 def _advice(most: str, trainer: Trainer) -> str:
     loader = trainer.loaders["train"]
+    loader = getattr(loader, "whole", loader)  # of which this process takes a part
     if most == "computing":
         if trainer.device.type == "cpu":
             return "computing is what holds it up; a faster device or a smaller model helps, more workers do not"

@@ -85,8 +85,11 @@ class TopLosses:
 
     def on_split_end(self, trainer: Trainer, split: str) -> None:
         if found := self._found.pop(split, None):
-            counted = found[0] != -math.inf
-            self.worst[split] = tuple(part[counted].cpu() for part in found)
+            everywhere = trainer.processes.gather(tuple(part.cpu() for part in found))
+            found = tuple(torch.cat(parts) for parts in zip(*everywhere, strict=True))
+            largest = found[0].argsort(descending=True, stable=True)[: self.count]
+            counted = largest[found[0][largest] != -math.inf]
+            self.worst[split] = tuple(part[counted] for part in found)
             if split == "test" and not self._fits:  # inside of a fit it may be any data, and many times
                 self._draw(trainer, split)
 
@@ -128,7 +131,7 @@ class TopLosses:
 def _as_images(x: Any, plugin: str) -> Tensor:
     """(N, H, W) or (N, H, W, 3), as matplotlib draws them."""
     if isinstance(x, Tensor) and x.dim() == 2 and math.isqrt(x.size(1)) ** 2 == x.size(1):
-        return x.reshape(len(x), math.isqrt(x.size(1)), -1)
+        return x.reshape(len(x), math.isqrt(x.size(1)), math.isqrt(x.size(1)))
     if isinstance(x, Tensor) and x.dim() == 3:
         return x
     if isinstance(x, Tensor) and x.dim() == 4 and x.size(1) in (1, 3):

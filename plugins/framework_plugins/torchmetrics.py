@@ -38,13 +38,16 @@ class TorchMetrics:
     `{split}_{key}_{name}` where it gives them by name. Only those of a MetricCollection are known before the first
     epoch; to monitor another one, take it alone: `F1Score(..., average="none")[0]`.
 
+    With several processes each feeds its own samples, and torchmetrics brings together what was added up.
+
     Args:
         metrics: by the names that their figures shall have; or a MetricCollection, which has names
         splits: where they are computed
 
     Raises:
         UsageError: something that is no metric of torchmetrics, such as a class in place of an instance; a name that
-            is there already; a metric that gives no numbers, or draws random ones in training
+            is there already; a metric that gives no numbers, or draws random ones in training; one of several processes
+            had no sample
         DataError: output or y are no tensors, and the metric has no function
         CheckpointError: the fit that is resumed had other metrics
     """
@@ -88,7 +91,7 @@ class TorchMetrics:
                 metric.to(trainer.device)
 
     def on_batch_end(self, trainer: Trainer, split: str, batch: Any, output: Any) -> None:
-        if split not in self.splits:
+        if split not in self.splits or not trainer.samples:  # all of it is padding: other processes have the batch
             return
         batch, output = unpadded(trainer, batch, output)
         state = None if split in self._updated or split == "test" else torch.get_rng_state()
@@ -105,9 +108,13 @@ class TorchMetrics:
     def on_split_end(self, trainer: Trainer, split: str, metrics: MutableMapping[str, float]) -> None:
         if split not in self.splits:
             return
-        if split not in self._updated:  # of a fit that was resumed between the last batch and here
+        seen = int(trainer.sum(torch.tensor(int(split in self._updated))))  # by so many processes
+        if not seen:  # of a fit that was resumed between the last batch and here
             metrics.update(dict.fromkeys(self.metric_names(split), math.nan))
             return
+        if seen < trainer.processes.size:
+            told = f"{seen} of {trainer.processes.size} processes; a metric needs some in each"
+            raise UsageError(f"{self.name}: the samples of {split} came to {told}: make its batches larger")
         for key, metric in self._copies_of(split, trainer.device).items():
             with kept_random_states():
                 figures = metric.compute()

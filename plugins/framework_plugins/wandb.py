@@ -19,6 +19,7 @@ class Wandb:
     The Step of W&B is the epoch; `step`, the optimizer's, is one of the figures. The run is called like its directory,
     such as softmax/001. A fit that failed ends as failed there. A fit that is resumed goes on in the same run; epochs
     that a killed one had sent after its last checkpoint are sent again, with the same numbers, and W&B takes each once.
+    Of several processes the first one sends them.
     Without an account: `mode="offline"`, or the environment variable WANDB_MODE=offline; `wandb sync` sends it later.
     A run that is open already is left alone; to log into it, as a sweep of W&B does, say `reinit="return_previous"`.
 
@@ -39,7 +40,7 @@ class Wandb:
 
     def on_fit_start(self, trainer: Trainer) -> None:
         self._silent = trainer.plugins.keeps_nothing
-        if self._silent:  # a dry run
+        if self._silent:  # a dry run, or not the first of several processes
             return
         try:
             import wandb
@@ -87,4 +88,5 @@ class Wandb:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._id = state["id"]
-        self._begin()
+        if not self._silent:
+            self._begin()

@@ -24,6 +24,9 @@ class Watchdog:
     step pays nothing for that. The stacks of all threads are added to RUN/watchdog.log; without a run directory they go
     to stderr too. What holds Python's lock all the while, such as a loop in a C extension, cannot be seen.
 
+    Of several processes the first one speaks. Where another one hangs, it is seen waiting for that one, in its backward
+    pass or in the plugin distributed.
+
     Args:
         seconds: without any progress
     """

@@ -19,10 +19,10 @@ ORDER = [  # each imports only those before it
     "mistakes.first", "mistakes", "data", "metrics", "engine.private", "engine.losses", "engine.prefetch",
     "engine.vision", "engine.samples", "engine.loader", "engine.optimizers", "engine.step", "engine.graph",
     "engine.memory", "engine.precision", "engine.engine", "engine", "checkpoint.files", "checkpoint.runlock",
-    "checkpoint.codec", "checkpoint.tensors", "checkpoint.snapshot", "checkpoint.store", "checkpoint.restore",
-    "checkpoint.place", "checkpoint.writer", "checkpoint", "loop", "trainer", "recipe", "testing", "cli.pictures",
-    "cli.rundir", "cli.lab", "cli", "cli.options", "cli.building", "cli.signals", "cli.running", "cli.show",
-    "cli.train", "cli.resume",
+    "checkpoint.processes", "checkpoint.codec", "checkpoint.tensors", "checkpoint.snapshot", "checkpoint.contents",
+    "checkpoint.store", "checkpoint.restore", "checkpoint.place", "checkpoint.writer", "checkpoint", "loop",
+    "trainer", "recipe", "testing", "cli.pictures", "cli.rundir", "cli.lab", "cli", "cli.options", "cli.building",
+    "cli.signals", "cli.running", "cli.show", "cli.train", "cli.resume",
 ]  # fmt: skip
 
 spec = importlib.util.spec_from_file_location("budget", Path(__file__).with_name("budget.py"))

@@ -1,0 +1,340 @@
+"""The plugin: one fit in several processes, with the numbers of one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable, Generator, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from framework import DeviceError, FrameworkError, Trainer, UsageError, hookimpl
+
+from . import launch
+from .batches import cutter, mapped, of_rank, part
+from .draws import Common, common_form, own_form, seed_alone
+from .ranks import Ranks, world
+
+Asked = tuple[str | None, tuple[str, ...]]  # a stop, and the labels of checkpoints
+
+LOOK_EVERY = 0.5  # seconds between two looks for what only one process knows
+MOST_STEPS = 1000  # between two looks
+
+
+class Distributed:
+    """Trains one model in several processes that torchrun starts; each takes its rows of every batch.
+
+    ::
+
+        torchrun --nproc-per-node 4 -m framework recipes/mnist_cnn.py -p distributed
+
+    `batch_size` is that of the whole batch. The batches and their order are those of one process, the losses are the
+    same to rounding, figures are sums over all samples, each counted once. Gradients are averaged by torch's DDP, once
+    a step of the optimizer. With `shard` the weights, the gradients and the state of the optimizer are cut over the
+    processes by torch's FSDP2. Without torchrun, and with one process, it does nothing.
+
+    The first process prints and writes. A checkpoint is written by all of them, and is read by any number of processes.
+    A stop or a save that a plugin asks for must be asked for in all of them; what only one knows, such as a signal,
+    goes through `trainer.ask`, and all of them honour it at the same step.
+
+    Args:
+        shard: cut the weights over the processes, where they do not fit on one device
+        find_unused: for a model of which a step may leave out parameters (DDP's find_unused_parameters)
+        timeout: seconds that a process waits for the others
+
+    Raises:
+        UsageError: before the first step: the processes differ in what they are to train, or in their data; the data is
+            cut already; `async_save`; a device that cannot do it. After an epoch: their weights have come apart
+        CheckpointError: a process cannot write its part; the same in all of them
+    """
+
+    def __init__(
+        self, shard: bool = False, find_unused: bool = False, timeout: float = 600.0, name: str = "distributed"
+    ) -> None:
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout <= 0:
+            raise UsageError(f"{name}: timeout must be a number of seconds above 0, got {timeout!r}")
+        if shard and find_unused:
+            raise UsageError(f"{name}: find_unused=True is of DDP, and shard=True is FSDP2: leave out one of them")
+        self.name = name
+        self.shard, self.find_unused, self.timeout = shard, find_unused, timeout
+        self.rank, self.size = world()
+        self.keeps_nothing = self.rank > 0  # plugins that write beyond the run directory look for it
+        self._undo = contextlib.ExitStack()
+        self._cutters: dict[str, Any] = {}  # of each split: what knows the sizes of its whole batches
+        if self.size > 1:  # else nobody is to be asked about anything
+            self.on_fit_start = self._begin
+            self.on_split_start = self._start_pass
+            self.on_batch_start = self._weigh
+            self.on_split_end = self._compare_batches
+            self.on_epoch_end = self._compare_weights
+            self.reduce = self._sum
+            self.agree = self._agree_on
+
+    # -------------------------------------------------------------------------------------------- before the first step
+
+    @hookimpl(wrapper=True)
+    def prepare_model(self, trainer: Trainer, model: nn.Module) -> Generator[None, nn.Module, nn.Module]:
+        if self.size == 1:
+            return (yield)
+        self._undo.close()
+        self._place(trainer)
+        self._ranks = trainer.processes = Ranks(self.timeout, trainer.device)
+        self._ranks.same(_facts_of(trainer), "what they train")
+        self._share_run_dir(trainer)
+        self._split_draws()
+        whole = yield
+        if self.shard:
+            return self._cut(trainer, whole)
+        self._take_up(trainer)
+        if not any(parameter.requires_grad for parameter in whole.parameters()):
+            return whole
+        self._learning = _learning(whole)
+        return self._copies_of(trainer, whole)
+
+    def _place(self, trainer: Trainer) -> None:
+        if trainer.async_save:
+            raise UsageError("async_save=True: several processes write a checkpoint together, while training waits")
+        if trainer.device.type == "cuda":
+            local = int(os.environ.get("LOCAL_RANK", self.rank))
+            if local >= torch.cuda.device_count():
+                there = f"{torch.cuda.device_count()} GPUs"
+                raise DeviceError(f"process {local} of this machine has no GPU, there are {there}: start one for each")
+            trainer.device = torch.device("cuda", local)
+            torch.cuda.set_device(trainer.device)
+        elif trainer.device.type != "cpu":
+            raise DeviceError(f"torch trains in several processes on CUDA devices and CPUs, not on {trainer.device}: "
+                              "say --device cpu")  # fmt: skip
+
+    def _share_run_dir(self, trainer: Trainer) -> None:
+        """The first process writes into the run directory, each other one into one that is thrown away."""
+        if self.rank == 0 and trainer.run_dir is not None:
+            (trainer.run_dir / launch.CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+            if launch.job is not None:
+                launch.remember(launch.job.path)
+        real = self._ranks.gather(trainer.run_dir and os.path.abspath(trainer.run_dir))[0]
+        if self.rank and trainer.run_dir is not None:
+            if launch.job is None:  # the library
+                self._undo.callback(setattr, trainer, "run_dir", trainer.run_dir)
+                trainer.run_dir = Path(self._undo.enter_context(tempfile.TemporaryDirectory()))
+            launch.link(trainer.run_dir, Path(real))
+
+    def _split_draws(self) -> None:
+        """From now on each process draws its own numbers; the common ones go on from those of the first."""
+        states = self._ranks.gather((torch.get_rng_state(), random.getstate()) if self.rank == 0 else None)[0]
+        torch.set_rng_state(states[0])
+        self._common = Common()
+        self._undo.callback(random.setstate, states[1])
+        self._undo.callback(lambda: torch.set_rng_state(self._common.generator.get_state()))
+        seed_alone(states[0], self.rank)
+
+    def _copies_of(self, trainer: Trainer, model: nn.Module) -> nn.Module:
+        on = [trainer.device.index] if trainer.device.type == "cuda" else None
+        wrapped = DistributedDataParallel(model, device_ids=on, find_unused_parameters=self.find_unused)
+        self._wrapped: Any = wrapped
+        return wrapped
+
+    def _cut(self, trainer: Trainer, model: nn.Module) -> nn.Module:
+        from .sharding import cut_snapshot, piece, shard  # it takes a while to import
+
+        made: Any = shard(model, trainer.optimizer, trainer.device)
+        self._wrapped = made
+        self._take_up(trainer, piece)
+        if trainer.resumed:
+            cut_snapshot(trainer.resumed.snapshot, model, trainer.optimizer)
+        return made  # type: ignore[no-any-return]
+
+    def _take_up(self, trainer: Trainer, piece: Callable[[Tensor], Any] | None = None) -> None:
+        """How checkpoints are written; and what of the one that is gone on from is for this process."""
+
+        def local(name: str, tree: Any) -> Any:
+            return common_form(mapped(piece, tree) if piece else tree)
+
+        self._ranks.local_of = local
+        if trainer.resumed is None:
+            return
+        snapshot, rank, size = trainer.resumed.snapshot, self.rank, self.size
+        mine = len(snapshot.ranks) + 1 == size
+        if mine and rank:
+            snapshot.plugins, snapshot.loop = (snapshot.ranks[rank - 1][name] for name in ("plugins", "loop"))
+        snapshot.plugins, snapshot.loop = (own_form(tree, rank, mine) for tree in (snapshot.plugins, snapshot.loop))
+        snapshot.ranks = []
+
+    @hookimpl(wrapper=True)
+    def make_loader(self, trainer: Trainer, split: str) -> Generator[None, Any, Any]:
+        loader = yield
+        if self.size == 1:
+            return loader
+        # what is evaluated beside a fit leaves no trace in the order of its data
+        common = self._common if split in ("train", "val") else self._common.aside()
+        made = of_rank(loader, self.rank, self.size, common)
+        self._cutters[split] = cutter(made)
+        return made
+
+    def _begin(self, trainer: Trainer) -> None:
+        lengths = {f"the number of batches of {split}": _length(loader) for split, loader in trainer.loaders.items()}
+        self._ranks.same(lengths, "their data")
+        self._held: list[Callable[[], None]] = []  # what was asked for in this process alone
+        self._due, self._left, self._looked_at = False, 1, (time.monotonic(), trainer.step)
+        self._in_window, self._first = 0, True
+        trainer.ask = self._held.append  # type: ignore[assignment]
+        self._undo.callback(vars(trainer).pop, "ask", None)
+        how = "its weights cut over them (FSDP2)" if self.shard else "each with a copy of the weights (DDP)"
+        tqdm.write(f"processes {self.size} on {trainer.device.type}, {how}")
+
+    def on_epoch_start(self, trainer: Trainer) -> None:
+        if self.size > 1 and not self.shard and self._learning != (now := _learning(trainer.model)):
+            if trainer.prepared is not self._wrapped:
+                raise UsageError(
+                    f"{self.name}: which parameters learn has changed, inside of a {type(trainer.prepared).__name__}"
+                )
+            self._learning, trainer.prepared = now, self._copies_of(trainer, trainer.model)
+
+    # ---------------------------------------------------------------------------------------------------- in each step
+
+    def _start_pass(self, split: str) -> None:
+        self._seen = 0
+
+    def _weigh(self, trainer: Trainer, split: str) -> None:
+        sizes = self._cutters[split].sizes
+        if split != "train":
+            rows = sizes[self._seen]
+            self._seen += 1
+        else:
+            begun = (trainer.step - trainer.place.first) * trainer.accumulate
+            rows = sizes[begun + self._in_window]
+            if self._in_window == 0:
+                self._of_window = sum(sizes[begun : begun + trainer.accumulate])
+                if self._first:
+                    self._same_batches("train")
+            trainer.weight = self.size * len(part(rows, self.rank, self.size)) / self._of_window
+            if trainer.accumulate > 1:
+                self._average_gradients(trainer.boundary)
+            self._in_window = 0 if trainer.boundary else self._in_window + 1
+        if rows < self.size and not part(rows, self.rank, self.size):
+            trainer.samples = 0  # its row is padding
+
+    def _average_gradients(self, now: bool) -> None:
+        """Only the last batch of a window is worth an all-reduce."""
+        if self.shard:
+            self._wrapped.set_requires_gradient_sync(now)
+        else:
+            self._wrapped.require_backward_grad_sync = now
+
+    def _same_batches(self, split: str) -> None:
+        self._first = False
+        marks = self._ranks.gather(self._cutters[split].mark)
+        if len(set(marks)) > 1:
+            raise UsageError(
+                f"{split}: the processes have drawn different batches. A sampler must draw from torch's own generator, or"
+                " from one that it seeds: those of Python and NumPy differ from process to process"
+            )
+
+    def _compare_batches(self, trainer: Trainer, split: str, metrics: MutableMapping[str, float]) -> None:
+        self._same_batches(split)
+
+    def _compare_weights(self, trainer: Trainer, epoch: int, metrics: Mapping[str, Any]) -> None:
+        if self.shard:
+            return
+        weights = dict(trainer.model.named_parameters())
+        others = self._ranks.gather([_bytes_of(weight).sum().item() for weight in weights.values()])
+        apart = [rank for rank, theirs in enumerate(others) if theirs != others[0]]
+        if apart:
+            first = next(name for name, *each in zip(weights, *others, strict=True) if len(set(each)) > 1)
+            raise FrameworkError(
+                f"after epoch {epoch} the weights of rank {apart[0]} are not those of rank 0 any more, first {first}. "
+                "Gradients are averaged where `forward` calls the model that it is given, and all must take a step"
+            )
+
+    def _sum(self, value: Tensor) -> Tensor:
+        return self._ranks.sum(value)
+
+    # ------------------------------------------------------------------------------------------------------- agreement
+
+    def _agree_on(
+        self, trainer: Trainer, stop: str | None, save: tuple[str, ...]
+    ) -> tuple[str | None, tuple[str, ...]]:
+        due, self._due = self._due or stop is not None or bool(save), False
+        if due:
+            return self._united(trainer, stop, save)
+        self._left -= 1
+        if self._left == 0:
+            self._look(trainer)
+        return stop, save
+
+    def _united(self, trainer: Trainer, stop: str | None, save: tuple[str, ...]) -> Asked:
+        """What any process asks for, in the same order in all of them."""
+        try:
+            everyone = self._ranks.gather((trainer.step, stop, save))
+        except RuntimeError as error:
+            error.add_note(
+                f"rank {self.rank} asked for stop={stop!r}, save={save!r} at step {trainer.step}: all processes must "
+                "ask for it at the same step; what only one knows goes through trainer.ask"
+            )
+            raise
+        stops = [theirs for _, theirs, _ in everyone if theirs is not None]
+        saves = dict.fromkeys(label for _, _, labels in everyone for label in labels)
+        return (stops or [None])[0], tuple(saves)
+
+    def _look(self, trainer: Trainer) -> None:
+        """Whether a process has been asked for something that the others do not know of; and when to look again."""
+        (begun, step), now = self._looked_at, (time.monotonic(), trainer.step)
+        self._looked_at = now
+        steps = int(LOOK_EVERY * max(1, trainer.step - step) / max(1e-6, now[0] - begun))
+        asked, fewest = self._ranks.largest([len(self._held), -min(max(1, steps), MOST_STEPS)])
+        self._left = -fewest
+        if asked:
+            held, self._held[:] = self._held[:], []
+            for call in held:
+                trainer.later(call)
+            self._due = True
+
+    def on_teardown(self) -> None:
+        self._undo.close()
+
+
+def _facts_of(trainer: Trainer) -> dict[str, Any]:
+    """What must be the same in all processes, by names that a reader knows."""
+    facts: dict[str, Any] = {}
+    if launch.job is not None:
+        about = launch.job.about
+        facts |= {
+            "the recipe": about["recipe"],
+            "the SHA-256 of the recipe": about["sha256"],
+            "the seed": about["seed"],
+        }
+        facts |= {f"the knob {name}": repr(value) for name, value in about["knobs"].items()}
+    facts["the list of plugins"] = ", ".join(name for name in trainer.plugins if not name.startswith("_"))
+    facts |= {"torch": str(torch.__version__), "the kind of device": trainer.device.type, "epochs": trainer.epochs}
+    facts |= {"accumulate": trainer.accumulate, "the run directory": "one" if trainer.run_dir else "none"}
+    facts["the optimizer"] = type(trainer.optimizer).__name__
+    for index, group in enumerate(trainer.optimizer.param_groups):
+        settings = {key: value for key, value in group.items() if isinstance(value, (int, float, str, tuple))}
+        facts |= {f"{key} of the optimizer's group {index}": repr(value) for key, value in settings.items()}
+    for name, tensor in trainer.model.state_dict().items():
+        facts[name] = f"{tuple(tensor.shape)} {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
+    if trainer.resumed is not None:
+        facts["the checkpoint to go on from"] = trainer.resumed.path.name
+    return facts
+
+
+def _bytes_of(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _learning(model: nn.Module) -> list[bool]:
+    return [parameter.requires_grad for parameter in model.parameters()]
+
+
+def _length(loader: Any) -> int | None:
+    try:
+        return len(loader)
+    except TypeError:
+        return None

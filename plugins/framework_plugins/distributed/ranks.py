@@ -1,0 +1,145 @@
+"""The processes of torchrun: how they find each other, agree, and tell what became of one of them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
+
+from framework import CheckpointError, Processes, UsageError
+
+PATIENCE = timedelta(seconds=3)  # for the last word of a process whose connections are closed
+SHOWN = 3  # differences in one message
+
+
+def world() -> tuple[int, int]:
+    """Rank and number of the processes, as torchrun or who else has started them says; 0 and 1 without any."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def attempt() -> int:
+    """How often torchrun has started the processes anew."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+class Store:
+    """Torch's store of keys, which torchrun keeps while processes come and go.
+
+    Keys of one attempt are apart from those of another, but for what is `remembered`.
+    """
+
+    _made: Store | None = None
+
+    def __init__(self) -> None:
+        self.raw, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=10)))
+        self.now = PrefixStore(f"framework/{attempt()}", self.raw)
+        self._remembered = PrefixStore("framework/all", self.raw)
+
+    @classmethod
+    def of_torchrun(cls) -> Store:
+        """The one of this process."""
+        cls._made = cls._made or cls()
+        return cls._made
+
+    def remember(self, key: str, value: str) -> None:
+        self._remembered.set(key, value)
+
+    def remembered(self, key: str) -> str:
+        return str(self._remembered.get(key).decode()) if self._remembered.check([key]) else ""
+
+    def say(self, word: str, rank: int) -> None:
+        """The last word of this process: the error that ends it, empty where that was the end of another one."""
+        self.now.set(f"end/{rank}", word)
+
+    def words(self, ranks: Iterable[int]) -> dict[int, str | None]:
+        """The last word of each of these processes; None for one that says nothing."""
+        words: dict[int, str | None] = {}
+        for rank in ranks:
+            try:
+                self.now.wait([f"end/{rank}"], PATIENCE if None not in words.values() else timedelta(milliseconds=1))
+                words[rank] = self.now.get(f"end/{rank}").decode()
+            except RuntimeError:
+                words[rank] = None
+        return words
+
+
+class Ranks(Processes):
+    """The processes of a fit, with a group of their own for what they tell each other, on the CPU.
+
+    Args:
+        timeout: seconds after which a process that does not answer is an error
+        device: where the fit computes
+    """
+
+    def __init__(self, timeout: float, device: torch.device) -> None:
+        patience = timedelta(seconds=timeout)
+        if not dist.is_initialized():
+            rank, size = world()
+            backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+            store = PrefixStore("group", Store.of_torchrun().now)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.group: Any = dist.new_group(backend="gloo", timeout=patience)
+        self.host = socket.gethostname()
+        self.local_of: Callable[[str, Any], Any] = lambda name, tree: tree
+        self._failed = False
+
+    def gather(self, value: Any) -> list[Any]:
+        if self._failed:
+            raise CheckpointError("after an error in one process the others are not waited for")
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def local(self, name: str, tree: Any) -> Any:
+        return self.local_of(name, tree)
+
+    def fail(self) -> None:
+        self._failed = True
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over all processes, on the device of `value`."""
+        total = value.detach().to("cpu", copy=True)
+        if total.dtype == torch.bool:
+            total = total.long()
+        dist.all_reduce(total, group=self.group)
+        return total.to(value.device)
+
+    def largest(self, values: list[int]) -> list[int]:
+        """The largest of each number over all processes."""
+        found = torch.tensor(values)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.group)
+        return found.tolist()
+
+    def same(self, facts: Mapping[str, Any], what: str) -> None:
+        """Compare what must be the same in all processes.
+
+        Raises:
+            UsageError: it is not, with the first differences; in each of them
+        """
+        everyone = self.gather(dict(facts))
+        found = []
+        for rank, theirs in enumerate(everyone):
+            for name in {**everyone[0], **theirs}:
+                here, there = everyone[0].get(name, "missing"), theirs.get(name, "missing")
+                if here != there:
+                    found.append(f"{name} is {here} on rank 0 and {there} on rank {rank}")
+        if found:
+            more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+            raise UsageError(f"the processes differ in {what}: {'; '.join(found[:SHOWN])}{more}")
+
+
+def is_of_connection(error: BaseException) -> bool:
+    """Whether an error says that another process did not answer."""
+    said = str(error).lower()
+    words = "peer", "gloo", "nccl", "timed out", "timeout", "connection"
+    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and any(word in said for word in words))

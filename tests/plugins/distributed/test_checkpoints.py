@@ -1,0 +1,143 @@
+"""A checkpoint of several processes: what was saved is read back by any number of them, and training goes on."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from framework.checkpoint import find, manifest, newest, read
+
+kinds = pytest.mark.parametrize("kind", ["copies", "shards"])
+
+
+@pytest.fixture
+def ranks(torchrun: Any) -> Any:
+    """What each of two ranks, or of four, has found in a case."""
+
+    def found(case: str, world: int = 2) -> list[dict[str, Any]]:
+        torchrun("worker_checkpoints", 2)
+        return [each[case] for each in torchrun("worker_checkpoints", world)]
+
+    return found
+
+
+@pytest.fixture
+def written(ranks: Any) -> Callable[[str], Path]:
+    """The run directory of a case."""
+    return lambda case: Path(ranks(case)[0]["run_dir"])
+
+
+def rows_of(ranks: list[dict[str, Any]]) -> list[list[int]]:
+    """The rows of each whole batch: those of all ranks, one after the other."""
+    return [[row for part in parts for row in part] for parts in zip(*(rank["rows"] for rank in ranks), strict=True)]
+
+
+def assert_close(history: list[dict[str, float]], wanted: list[dict[str, float]]) -> None:
+    assert [row["step"] for row in history] == [row["step"] for row in wanted] == [5, 10, 15]
+    for row, other in zip(history, wanted, strict=True):
+        assert row == pytest.approx(other, rel=1e-9)
+
+
+# ------------------------------------------------------------------------------------------------ what is on the disk
+
+
+@kinds
+def test_what_two_ranks_saved_is_read_back_whole(written: Callable[[str], Path], oracle: ModuleType, kind: str) -> None:
+    run_dir = written(kind)
+    path = find(run_dir, "last")
+    assert path is not None
+    held, end = read(path), torch.load(run_dir / "end.pt")
+
+    assert manifest(path)["world_size"] == 2
+    assert (held.step, held.exact) == (7, True)
+    oracle.assert_same(held.model, end["model"])
+    oracle.assert_same(held.optimizer, end["optimizer"])
+    oracle.assert_same(list(held.plugins["average_weights"].values()), list(end["averages"].values()))
+    assert set(held.optimizer["state"][0]) == {"step", "exp_avg", "exp_avg_sq"}
+
+
+@kinds
+def test_ranks_are_told_of_a_checkpoint_when_it_is_whole_and_two_are_kept(ranks: Any, kind: str) -> None:
+    first, other = ranks(f"{kind}, whole")
+
+    assert first["told"] == other["told"]
+    assert [int(name.split("-")[1]) for name, *_ in first["told"]] == [3, 6, 9, 12, 15]
+    assert all(there for _, there, _ in first["told"])
+    assert [count for *_, count in first["told"]] == [1, 2, 2, 2, 2]
+
+
+@kinds
+def test_damage_in_the_file_of_any_rank_is_noticed_and_the_older_one_is_taken(
+    written: Callable[[str], Path], tmp_path: Path, kind: str
+) -> None:
+    run_dir = written(kind)
+    last = find(run_dir, "last")
+    assert last is not None
+    names = sorted(file.name for file in last.iterdir())
+    assert len([name for name in names if name.startswith("rank-00001")]) == 2
+    for name in names:
+        copy = tmp_path / name
+        shutil.copytree(run_dir, copy)
+        file = copy / "checkpoints" / last.name / name
+        data = file.read_bytes()
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        path, held, passed = newest(copy)
+
+        assert (path.name, held.step) == ("step-000000000006", 6)
+        assert [f"{last.name} is damaged: {name}" in reason for reason in passed] == [True]
+        file.unlink()
+        assert newest(copy)[0].name == "step-000000000006"
+
+
+# ----------------------------------------------------------------------------------------------------- gone on with
+
+
+@kinds
+def test_as_many_ranks_go_on_bit_for_bit(
+    ranks: Any, written: Callable[[str], Path], oracle: ModuleType, kind: str
+) -> None:
+    """Dropout draws from the stream of each rank, which goes on where it was."""
+    resumed, whole = ranks(f"noisy {kind}, gone on"), ranks(f"noisy {kind}, whole")
+
+    for one, other in zip(resumed, whole, strict=True):
+        assert one["rows"] == other["rows"][7:]
+        assert one["history"] == other["history"]
+    ends = [torch.load(written(f"noisy {kind}, {case}") / "end.pt") for case in ("gone on", "whole")]
+    oracle.assert_same(ends[0], ends[1])
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("after", ["copies", "shards"])
+@pytest.mark.parametrize("before", ["alone", "copies", "shards"])
+def test_other_numbers_and_other_kinds_of_ranks_go_on_with_the_same_data(
+    ranks: Any, before: str, after: str, world: int
+) -> None:
+    resumed, whole = ranks(f"{before} to {after}", world), ranks("copies, whole")
+
+    assert rows_of(resumed) == rows_of(whole)[7:]
+    assert_close(resumed[0]["history"], whole[0]["history"])
+
+
+@kinds
+def test_one_process_goes_on_with_the_same_data(
+    ranks: Any, written: Callable[[str], Path], script: Any, tmp_path: Path, kind: str
+) -> None:
+    shutil.copytree(written(kind), tmp_path / "run")
+    alone = script("worker_checkpoints").fit(tmp_path / "run", resume=tmp_path / "run")
+    whole = ranks(f"{kind}, whole")
+
+    assert alone["rows"] == rows_of(whole)[7:]
+    assert_close(alone["history"], whole[0]["history"])
+
+
+def test_the_rows_of_two_ranks_are_the_batches_of_one_process(ranks: Any, script: Any, tmp_path: Path) -> None:
+    alone, whole = script("worker_checkpoints").fit(tmp_path / "run"), ranks("copies, whole")
+
+    assert rows_of(whole) == alone["rows"]
+    assert_close(whole[0]["history"], alone["history"])

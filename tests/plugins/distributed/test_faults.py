@@ -1,0 +1,206 @@
+"""One of several processes is killed, fails, disagrees, cannot save or gets a signal: all end, and are told why.
+
+A run that waits forever fails by PATIENCE. Within torchrun's own 30 seconds nobody is killed for not coming to an end.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from rank_kills import command, end, said, started
+
+from framework.checkpoint import find, manifest, store
+
+HERE = Path(__file__).parent
+PATIENCE = 120.0
+
+
+class Ended(NamedTuple):
+    """A run that is over."""
+
+    status: int
+    output: str
+    folder: Path
+
+    @property
+    def run_dir(self) -> Path:
+        return self.folder / "run"
+
+    def notes(self, rank: int, word: str) -> list[str]:
+        """What a rank has noted of one kind, each with the number of the attempt before it."""
+        path = self.folder / f"rank-{rank}.txt"
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        return [line.replace(f"{word} ", "") for line in lines if line.split()[1] == word.split()[0]]
+
+
+Launch = Callable[..., Ended]
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Launch:
+    """Runs worker_lab.py with faults on several processes; nothing of it is left running afterwards."""
+
+    def run(*words: str, ranks: int = 2, restarts: int = 0, faults: Any = (), name: str = "한 실행") -> Ended:
+        folder = tmp_path / name
+        folder.mkdir()
+        lab = ["-m", "framework", str(HERE / "worker_lab.py"), "--run-dir", "run", "--device", "cpu"]
+        plugins = ["-p", "distributed", "-p", "no:plot", "-p", "no:progress", "-p", str(HERE / "worker_faults.py")]
+        told = {"FAULTS": json.dumps(faults), "FAULTS_FOLDER": str(folder)}
+        with started(command([*lab, *plugins, *words], ranks, restarts), folder, **told) as process:
+            status = process.wait(PATIENCE)
+        output = said(folder)
+        assert "forcefully exiting" not in output  # what torchrun says when it has waited for 30 s
+        return Ended(status, output, folder)
+
+    return run
+
+
+def fault(rank: int, at: str, step: int) -> dict[str, Any]:
+    return {"rank": rank, "at": at, "step": step}
+
+
+def sound(run_dir: Path) -> list[int]:
+    """The steps of all checkpoints, each of which must be whole."""
+    return sorted(store.read(path).step for path in store.candidates(run_dir))
+
+
+# ------------------------------------------------------------------------------------------------------- 51: killed
+
+
+def test_a_rank_that_is_killed_anywhere_is_named_and_the_run_goes_on_exactly(launch: Launch) -> None:
+    faults = [
+        fault(0, "forward", 3), fault(1, "all-reduce", 5), fault(0, "save", 8), fault(1, "save", 8),
+        fault(0, "commit", 12), fault(1, "commit", 14),
+    ]  # fmt: skip
+    killed = launch(restarts=len(faults), faults=faults)
+    alone = launch(name="alone")
+
+    assert killed.status == alone.status == 0, killed.output
+    assert re.findall(r"rank (\d) has gone", killed.output) == ["0", "1", "0", "1", "0", "1"]
+    begun = [line.split()[1] for line in killed.notes(0, "begins")]
+    assert begun[:6] == ["0", "2", "4", "6", "6", "10"]
+    assert begun[6] in ("12", "14")  # rank 0 had everything that it needs for the commit
+    assert killed.notes(1, "begins") == killed.notes(0, "begins")
+    assert sound(killed.run_dir) == sound(alone.run_dir)
+    assert end(killed.run_dir) == end(alone.run_dir)
+
+
+def test_of_four_processes_the_others_end_without_a_restart_and_the_newest_checkpoint_is_sound(launch: Launch) -> None:
+    killed = launch(ranks=4, restarts=1, faults=[fault(3, "all-reduce", 3), fault(0, "save", 6)])
+
+    assert killed.status == 1
+    assert re.findall(r"rank (\d) has gone", killed.output) == ["3", "0"]
+    assert "Traceback" not in killed.output
+    assert [killed.notes(rank, "begins") for rank in range(4)] == [["0 0", "1 2"]] * 4
+    assert max(sound(killed.run_dir)) == 4
+    last = find(killed.run_dir, "last")
+    assert last is not None
+    assert manifest(last)["world_size"] == 4
+
+
+# ------------------------------------------------------------------------------------------------------ 55: signals
+
+
+def test_a_signal_to_one_rank_stops_or_saves_all_at_one_step(launch: Launch) -> None:
+    """SIGUSR1 and then SIGTERM come to rank 1, and in the next attempt SIGINT to rank 0."""
+    words = ["--epochs", "200", "--every", "100000"]
+    faults = [fault(1, "SIGUSR1", 10), fault(0, "SIGINT", 10)]
+    signalled = launch(*words, restarts=2, faults=faults)
+    alone = launch(*words, name="alone")
+
+    assert signalled.status == alone.status == 0, signalled.output
+    assert signalled.notes(0, "ends") == signalled.notes(1, "ends")
+    stops = [line.split() for line in signalled.notes(0, "ends")]
+    assert [(attempt, *why) for attempt, _, *why in stops] == [
+        ("0", "SIGTERM"), ("1", "Ctrl-C"), ("2", "None")
+    ]  # fmt: skip
+    assert signalled.notes(0, "told of") == signalled.notes(1, "told of")
+    saved = [int(line.split("-")[1]) for line in signalled.notes(0, "told of")]
+    assert saved[1:3] == [int(step) for _, step, *_ in stops[:2]]
+    assert 10 < saved[0] < saved[1]
+    assert [line.split()[1] for line in signalled.notes(1, "begins")] == ["0", *(step for _, step, *_ in stops[:2])]
+    assert re.findall(r"exitcode: (-?\d+)\) local_rank", signalled.output) == ["143", "130"]
+    assert end(signalled.run_dir) == end(alone.run_dir)
+
+
+# ------------------------------------------------------------------------------------------------- errors of one rank
+
+
+def test_an_error_of_one_rank_is_told_with_its_rank(launch: Launch) -> None:
+    failed = launch(faults=[fault(1, "raise", 3)])
+
+    assert failed.status == 1
+    assert failed.output.count("the disk fell off") == 1
+    assert "rank 1 of 2" in failed.output
+    assert "plugin 'worker_faults', hook on_batch_end" in failed.output
+    assert sound(failed.run_dir) == [2]
+
+
+def test_a_mistake_of_all_ranks_is_told_once(launch: Launch) -> None:
+    failed = launch("--lrr", "0.1")
+
+    assert failed.status == 1
+    assert failed.output.count("--lrr") == 1
+    assert not failed.run_dir.exists()
+
+
+# ---------------------------------------------------------------------------------- 53: disagreeing, 54: cannot save
+
+DISAGREEING = {
+    "model": "shape", "optimizer": "optimizer", "learning rate": "lr", "plugins": "another", "rows": "samples",
+    "step": "step",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DISAGREEING)
+def test_ranks_that_disagree_are_told_what_differs_before_the_first_step(torchrun: Any, case: str) -> None:
+    first, other = (found[case] for found in torchrun("worker_disagreeing", 2))
+
+    assert first["error"] == other["error"]
+    assert DISAGREEING[case] in first["error"]
+    assert "rank 0" in first["error"]
+    assert "rank 1" in first["error"]
+    assert first["steps"] == other["steps"] == 0
+    assert "given up" not in first["error"]
+
+
+@pytest.mark.parametrize(
+    ("case", "named"), [("knob", "lr"), ("seed", "seed"), ("a plugin more", "csv"), ("recipe", "")]
+)
+def test_command_lines_that_disagree_are_told_what_differs(torchrun: Any, case: str, named: str) -> None:
+    first, other = (found[case] for found in torchrun("worker_disagreeing", 2))
+
+    assert first["status"] == other["status"] == 2
+    assert f"{named}" in first["said"]
+    assert "rank 1" in first["said"]
+    assert other["said"] == ""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("kind", ["ENOSPC", "EIO"])
+def test_a_rank_that_cannot_save_makes_all_raise_the_same_error(torchrun: Any, kind: str, rank: int) -> None:
+    first, other = (found[f"{kind} on {rank}, stop"] for found in torchrun("worker_disagreeing", 2))
+
+    assert first["kind"] == other["kind"] == "CheckpointError"
+    assert first["error"] == other["error"]
+    assert f"(rank {rank})" in first["error"]
+    assert first["steps"] == other["steps"] == 6
+    assert first["told"] == other["told"] == ["step-000000000002", "step-000000000004"]
+    assert first["saved"] == [2, 4]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("kind", ["ENOSPC", "EIO"])
+def test_where_that_may_be_a_warning_all_train_on(torchrun: Any, kind: str, rank: int) -> None:
+    first, other = (found[f"{kind} on {rank}, continue"] for found in torchrun("worker_disagreeing", 2))
+
+    assert first["error"] == other["error"] == ""
+    assert first["steps"] == other["steps"] == 10
+    assert first["told"] == other["told"] == ["step-000000000002", "step-000000000004"]
+    assert any(f"(rank {rank})" in each for each in first["warnings"])
+    assert first["saved"] == [2, 4]

@@ -1,0 +1,155 @@
+"""Ranks that disagree before the first step, and ranks that cannot save: what each of them is told.
+
+A case is run on each rank, and may give other arguments there.
+"""
+
+import contextlib
+import errno
+import importlib.util
+import io
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from framework_plugins.best_checkpoint import BestCheckpoint
+from framework_plugins.distributed import Distributed
+from running import work
+from torch import nn
+
+from framework import Trainer
+from framework.checkpoint import files, store
+from framework.cli import main
+
+HERE = Path(__file__).parent
+LAB = str(HERE / "worker_lab.py")
+RANK = int(os.environ["RANK"])
+CHECKPOINTS = HERE.parents[1] / "framework" / "checkpoint"
+
+
+def disk_module() -> Any:
+    """tests/framework/checkpoint/disk.py: disks that fail."""
+    spec = importlib.util.spec_from_file_location("disk", CHECKPOINTS / "disk.py")
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["disk"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+disk = disk_module()
+
+
+class Steps:
+    """Counts the steps of a fit, and is told of its checkpoints."""
+
+    def __init__(self, name: str = "steps") -> None:
+        self.name, self.steps, self.told = name, 0, list[str]()
+
+    def on_batch_end(self, trainer: Trainer, split: str) -> None:
+        self.steps += split == "train"
+
+    def on_checkpoint(self, path: Path) -> None:
+        self.told.append(path.name)
+
+
+class FailsFrom:
+    """The disk of this rank fails from the first save after a step on."""
+
+    def __init__(self, step: int, code: int) -> None:
+        self.step, self.code = step, code
+
+    def on_batch_end(self, trainer: Trainer, split: str) -> None:
+        if split == "train" and trainer.step == self.step:
+            files.system = disk.failing(1, self.code, files.System(), sticky=True)
+
+
+def fit(run_dir: Path, *plugins: Any, hidden: int = 4, lr: float = 0.1, rows: int = 20, **more: Any) -> dict[str, Any]:
+    """A fit of 10 steps; what it was told."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+    optimizer = more.pop("optimizer", torch.optim.SGD)(model.parameters(), lr=lr)
+    x = torch.randn(rows, 3)
+    steps = Steps()
+    options = {name: more.pop(name) for name in ("on_save_error", "on_plugin_error") if name in more}
+    trainer = Trainer(
+        model, nn.MSELoss(), optimizer, [*plugins, steps, Distributed()], device="cpu", run_dir=run_dir, **options
+    )
+    found: dict[str, Any] = {"error": "", "kind": ""}
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        try:
+            trainer.fit((x, x.sum(1, keepdim=True)), epochs=2, batch_size=4, **more)
+        except Exception as error:
+            found = {"error": "\n".join([str(error), *getattr(error, "__notes__", ())]), "kind": type(error).__name__}
+        finally:
+            files.system = files.System()
+    found["warnings"] = [str(each.message) for each in seen if issubclass(each.category, UserWarning)]
+    return {**found, "steps": steps.steps, "told": steps.told, "saved": saved(run_dir)}
+
+
+def saved(run_dir: Path) -> list[int]:
+    """The steps of all checkpoints, each of which must be whole; and nothing unfinished."""
+    assert not [*run_dir.glob("checkpoints/.tmp-*")]
+    return sorted(store.read(path).step for path in store.candidates(run_dir))
+
+
+def line(run_dir: Path, *words: str) -> dict[str, Any]:
+    """A command line, in the process of a rank."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        status = main([*words, "--run-dir", str(run_dir), "--device", "cpu", "-p", "distributed"])
+    return {"status": status, "said": said.getvalue()}
+
+
+def here(first: Any, other: Any) -> Any:
+    """What this rank is given."""
+    return other if RANK else first
+
+
+def going_on(run_dir: Path) -> dict[str, Any]:
+    """Each rank is to go on from another checkpoint of the same fit."""
+    whole = fit(run_dir, BestCheckpoint(every_steps=3))
+    assert whole["steps"] == 10, whole
+    steps = sorted((run_dir / "checkpoints").glob("step-*"))[-2:]
+    return fit(run_dir, BestCheckpoint(), resume=here(*steps))
+
+
+def failing(code: int, rank: int, then: str) -> Callable[[Path], dict[str, Any]]:
+    """A fit whose disk fails for one rank from step 5 on."""
+    fails = FailsFrom(5 if rank == RANK else -1, code)
+    often = BestCheckpoint(every_steps=2, every_seconds=1e9)
+    return lambda run_dir: fit(run_dir, fails, often, on_save_error=then)
+
+
+def another_recipe(run_dir: Path) -> dict[str, Any]:
+    file = run_dir.parent / f"lab{RANK}.py"
+    file.write_text(Path(LAB).read_text("utf-8") + f"# of rank {RANK}\n", "utf-8")
+    return line(run_dir, str(file))
+
+
+CASES: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "model": lambda run_dir: fit(run_dir, hidden=here(4, 5)),
+    "optimizer": lambda run_dir: fit(run_dir, optimizer=here(torch.optim.SGD, torch.optim.Adam)),
+    "learning rate": lambda run_dir: fit(run_dir, lr=here(0.1, 0.2)),
+    "plugins": lambda run_dir: fit(run_dir, *here([], [Steps("another")])),
+    "rows": lambda run_dir: fit(run_dir, rows=here(20, 24)),
+    "step": going_on,
+    **{
+        f"{errno.errorcode[code]} on {rank}, {then}": failing(code, rank, then)
+        for code in (errno.ENOSPC, errno.EIO)
+        for rank in (0, 1)
+        for then in ("stop", "continue")
+    },
+    "knob": lambda run_dir: line(run_dir, LAB, "--lr", here("0.1", "0.2")),
+    "seed": lambda run_dir: line(run_dir, LAB, "--seed", here("1", "2")),
+    "a plugin more": lambda run_dir: line(run_dir, LAB, *here([], ["-p", "csv"])),
+    "recipe": another_recipe,
+}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    work(CASES)
