@@ -5,7 +5,7 @@ of the all-reduce the backward pass does not hide; the state is saved now and th
 them back to the last save. Weak scaling: every rank has as many samples a step as one process would have.
 
 Its constants are in benchmarks/cluster.json, each with where it comes from: published, or measured on this machine.
-This prints them and what follows, the tables of docs/distributed.md, and draws the picture of that page.
+This prints them and what follows from them, and puts the tables and the picture into docs/distributed.md.
 
 `--measure` measures anew and keeps: compute and its spread, gloo's all_reduce by size, a save by the framework's own
 writer, a start. `--check` measures too, and ends with 1 where a step of DDP with 2 processes, timed in the same run,
@@ -18,13 +18,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ from framework.checkpoint import take, write
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE, PICTURE = ROOT / "benchmarks" / "cluster.json", ROOT / "docs" / "img" / "cluster.svg"
+PAGES = [ROOT / "docs" / "distributed.md", ROOT / "docs" / "ko" / "distributed.md"]
 RANKS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 10_000]
 TOLD = [1, 2, 8, 64, 512, 4096, 10_000]
 FACTOR = 1.5  # by which a step of DDP may differ from what the model says
@@ -46,8 +49,7 @@ BUCKET = 25 * 2**20  # bytes of a bucket of DDP, by torch's default
 LEVELS = [0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 1]  # of the quantiles of a spread
 STEPS = {"mnist_mlp": 2000, "mnist_cnn": 200}
 TURNS, WARM = 100, 5  # of an all_reduce; what is not counted
-SIZES = [2**power for power in range(10, 25)]  # bytes of an all_reduce
-SAVES = [2**power for power in range(20, 28)]  # bytes of a checkpoint
+SIZES, SAVES = [2**power for power in range(10, 25)], [2**power for power in range(20, 28)]  # bytes
 
 # --------------------------------------------------------------------------------------------------------- the model
 
@@ -89,8 +91,12 @@ class Case:
     layers: int = 0  # that FSDP gathers one after the other; without, DDP
 
     def slowest(self, ranks: int) -> float:
-        """The expected maximum of so many draws of the spread."""
-        return statistics.fmean(self.spread(((k + 0.5) / 1000) ** (1 / ranks)) for k in range(1000))
+        """The expected maximum of so many draws of the spread, of the mean of one."""
+        one, most = (
+            statistics.fmean(self.spread(((k + 0.5) / 1000) ** (1 / draws)) for k in range(1000))
+            for draws in (1, ranks)
+        )
+        return most / one
 
     def waiting(self, ranks: int) -> float:
         """Seconds of the communication that no computation hides: at least the last bucket, or two layers."""
@@ -98,8 +104,7 @@ class Case:
         if self.layers:  # gathered for the forward and for the backward pass, and gradients scattered
             one = self.network.seconds(ranks, size / self.layers, rounds=1)
             return max(2 * one, 3 * self.layers * one - self.compute * (1 - 1 / self.layers))
-        buckets = math.ceil(size / BUCKET)
-        one = self.network.seconds(ranks, size / buckets)
+        one = self.network.seconds(ranks, size / (buckets := math.ceil(size / BUCKET)))
         return max(one, buckets * one - self.backward * self.compute * (1 - 1 / buckets))
 
     def step(self, ranks: int) -> float:
@@ -166,9 +171,8 @@ def model_of(name: str) -> tuple[nn.Module, int]:
     """The model and the batch size of a recipe, without its data."""
     if name == "mnist_mlp":
         return nn.Sequential(nn.Flatten(), nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 10)), 100
-    first = nn.Sequential(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
-    second = nn.Sequential(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
-    return nn.Sequential(first, second, nn.Flatten(), nn.Linear(3136, 10)), 64
+    layers = [(nn.Conv2d(*sizes, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)) for sizes in ((1, 32), (32, 64))]
+    return nn.Sequential(*layers[0], *layers[1], nn.Flatten(), nn.Linear(3136, 10)), 64
 
 
 def steps(name: str, count: int) -> list[tuple[float, float]]:
@@ -194,8 +198,7 @@ def steps(name: str, count: int) -> list[tuple[float, float]]:
 
 def all_reduces(sizes: Sequence[int]) -> list[tuple[int, float]]:
     """Bytes of each all_reduce and its seconds."""
-    values = {size: torch.ones(size // 4) for size in sizes}
-    return [(size, timed(lambda value=value: dist.all_reduce(value), TURNS)) for size, value in values.items()]
+    return [(size, timed(partial(dist.all_reduce, torch.ones(size // 4)), TURNS)) for size in sizes]
 
 
 def saves(sizes: Sequence[int], folder: Path) -> list[tuple[int, float]]:
@@ -204,7 +207,7 @@ def saves(sizes: Sequence[int], folder: Path) -> list[tuple[int, float]]:
     for size in sizes:
         model = nn.Linear(size // 4, 1, bias=False)
         snapshot = take(1, 1, model, torch.optim.SGD(model.parameters()), {})
-        points.append((size, timed(lambda snapshot=snapshot: write(snapshot, folder, ["last"]), TURNS // 20)))
+        points.append((size, timed(partial(write, snapshot, folder, ["last"]), TURNS // 20)))
     return points
 
 
@@ -252,7 +255,7 @@ def measure() -> dict[str, Any]:
         model, batch = model_of(name)
         constants[f"{name}: parameters"] = sum(parameter.numel() for parameter in model.parameters()), "", "counted"
         constants[f"{name}: a step"] = float(whole.mean()), "s", f"measured: {batch} samples, one thread"
-        constants[f"{name}: backward pass"] = float(backward.mean() / whole.mean()), "of it", "measured"
+        constants[f"{name}: backward pass"] = round(float(backward.mean() / whole.mean()), 3), "of it", "measured"
         spread[name] = (np.quantile(whole, LEVELS) / whole.mean()).round(4).tolist()
         ddp[name] = statistics.fmean(whole for whole, _ in together(2, steps, name, count))
     for processes in (2, 4):
@@ -264,14 +267,10 @@ def measure() -> dict[str, Any]:
         seconds, slope = line(saves(SAVES, Path(folder)))
         source = "measured: a line through checkpoints of 1 to 128 MiB"
         constants |= {"a checkpoint: any": (seconds, "s", source), "a checkpoint: writing": (1 / slope, "B/s", source)}
-        command = [sys.executable, "-m", "framework", str(ROOT / "recipes" / "softmax.py"), "--epochs", "1", "--quiet"]
-        begun = time.perf_counter()
-        subprocess.run([*command, "-p", "no:plot", "--run-dir", f"{folder}/run"], check=True)
+        begun, words = time.perf_counter(), ["--epochs", "1", "--quiet", "-p", "no:plot", "--run-dir", f"{folder}/run"]
+        subprocess.run([sys.executable, "-m", "framework", ROOT / "recipes" / "softmax.py", *words], check=True)
         constants["a start"] = time.perf_counter() - begun, "s", "measured: softmax.py, one epoch, start to exit"
     return {"machine": {**machine(), "threads": 1}, "constants": constants, "spread": spread, "ddp": ddp}
-
-
-# --------------------------------------------------------------------------------------------------- tables, picture
 
 
 def steps_of_ddp(kept: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
@@ -279,28 +278,49 @@ def steps_of_ddp(kept: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     return {name: (here(name, kept).step(2), took) for name, took in kept["ddp"].items()}
 
 
-def tables(kept: Mapping[str, Any]) -> Iterator[str]:
-    """The constants, the steps of DDP, and the efficiency by ranks with what takes most beside computing."""
-    rows = kept["constants"].items()
-    yield markdown(
-        ["constant", "value", "from"], ([name, f"{value:.4g} {unit}", why] for name, (value, unit, why) in rows)
-    )
-    steps = steps_of_ddp(kept).items()
-    times = ([name, f"{said * 1e3:.2f} ms", f"{took * 1e3:.2f} ms"] for name, (said, took) in steps)
-    yield markdown(["DDP, 2 processes", "the model", "measured"], times)
-    told = cases(kept)
-    yield markdown(
-        ["ranks", *(case.name for case in told)], ([f"{n:,}", *(cell(case, n) for case in told)] for n in TOLD)
-    )
+def wrong(kept: Mapping[str, Any]) -> list[str]:
+    return [name for name, (said, took) in steps_of_ddp(kept).items() if not 1 / FACTOR <= took / said <= FACTOR]
 
 
-def cell(case: Case, ranks: int) -> str:
-    (_, efficiency), *rest = case.shares(ranks).items()
+# --------------------------------------------------------------------------------------------------- tables, picture
+
+
+def tables(kept: Mapping[str, Any]) -> list[str]:
+    """The efficiency by ranks with what takes most beside computing, the steps of DDP, and the constants."""
+    told, constants, ddp = cases(kept), kept["constants"].items(), steps_of_ddp(kept).items()
+    efficiencies = [[f"{ranks:,}", *(_cell(case.shares(ranks)) for case in told)] for ranks in TOLD]
+    return [
+        _table(["ranks", *(case.name for case in told)], efficiencies),
+        _table(
+            ["DDP, 2 processes", "the model", "measured"],
+            [[name, *(_value(seconds, "s") for seconds in both)] for name, both in ddp],
+        ),
+        _table(["constant", "value", "from"], [[name, _value(*one), source] for name, (*one, source) in constants]),
+    ]
+
+
+def _cell(shares: dict[str, float]) -> str:
+    (_, efficiency), *rest = shares.items()
     return f"{efficiency:.3f} ({max(rest, key=lambda part: part[1])[0]})"
 
 
-def markdown(heads: list[str], rows: Iterable[list[str]]) -> str:
+def _value(value: float, unit: str) -> str:
+    if unit not in ("s", "B/s", "FLOP/s"):
+        return f"{value:,g} {unit}".strip()
+    thousands = math.floor(math.log10(value) / 3)
+    return f"{value / 1000**thousands:.3g} {'num kMGT'[thousands + 3].strip()}{unit}"
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in (heads, ["---"] * len(heads), *rows))
+
+
+def with_tables(text: str, kept: Mapping[str, Any]) -> str:
+    """A page with these tables in place of those that begin in the same way."""
+    for table in tables(kept):
+        begin = re.escape(table.partition("|")[2].partition("|")[0])
+        text = re.sub(rf"^\|{begin}\|.*\n(\|.*\n)*", lambda _, table=table: table, text, flags=re.MULTILINE)
+    return text
 
 
 def draw(kept: Mapping[str, Any], file: Path) -> None:
@@ -334,15 +354,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.measure or given.check:
         new = measure()
         kept = {**new, "constants": {**kept["constants"], **new["constants"]}}
+    print("\n".join(tables(kept)))
     if given.measure:
         FILE.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8", newline="\n")
-    print("\n".join(tables(kept)))
     if not given.check:
         draw(kept, PICTURE)
+        for page in PAGES:
+            page.write_text(with_tables(page.read_text(encoding="utf-8"), kept), encoding="utf-8", newline="\n")
         return 0
-    wrong = [name for name, (said, took) in steps_of_ddp(kept).items() if not 1 / FACTOR <= took / said <= FACTOR]
-    print(f"{wrong or 'nothing'} is wrong by more than a factor of {FACTOR}")
-    return 1 if wrong else 0
+    for name in wrong(kept):
+        print(f"wrong     {name}: the model and a step of DDP differ by more than a factor of {FACTOR}")
+    return 1 if wrong(kept) else 0
 
 
 if __name__ == "__main__":

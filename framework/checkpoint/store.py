@@ -368,6 +368,6 @@ def _parsed(file: Path, size: int, sha256: str) -> Any:
             raise CheckpointError(f"it has {len(data)} bytes of {size}")
         if hashlib.sha256(data).hexdigest() != sha256:
             raise CheckpointError("its sha256 differs from the manifest's")
-        return codec.parse(data) if file.name == STATE else tensors.load(data)
+        return codec.parse(data) if file.suffix == ".json" else tensors.load(data)
     except CheckpointError as error:
         raise _damaged(f"{file.name}: {error}") from error

@@ -32,6 +32,8 @@ class Accuracy:
         DataError: output and target do not go together
     """
 
+    added_up = ("counts",)  # over the samples that this process sees
+
     def __init__(self, top_k: int = 1, logits: bool | None = None, name: str = "accuracy") -> None:
         if not isinstance(top_k, int) or top_k < 1:
             raise UsageError(f"top_k must be a whole number from 1 up, got {top_k!r}")

@@ -37,7 +37,8 @@ class AverageWeights:
 
     Batch normalization: with SWA the running statistics are measured anew for the averages, by a pass over the training
     data at the end of each such epoch (torch's update_bn; no random number is used up by it); those of modules that are
-    in eval mode in training, such as frozen ones, stay. With EMA the model's own statistics stay, a moving average
+    in eval mode in training, such as frozen ones, stay. Of several processes each measures its own samples, and the mean
+    of what they find is taken. With EMA the model's own statistics stay, a moving average
     already. With `use_buffers` both average them like the weights, without a pass.
 
     Args:
@@ -242,6 +243,9 @@ def _measure_statistics(trainer: Trainer) -> None:
     finally:  # an error keeps torch from putting it back
         for module, momentum in kept:
             module.momentum = momentum
+    for buffer in (buffer for module, _ in kept if module.training for buffer in module.buffers(recurse=False)):
+        if buffer.is_floating_point():  # each process has measured its own samples
+            buffer.copy_(trainer.sum(buffer) / trainer.processes.size)
 
 
 def _generators(loader: Any) -> list[torch.Generator]:

@@ -30,6 +30,8 @@ class ConfusionMatrix:
         UsageError: there are not as many class_names as classes
     """
 
+    added_up = ("counts",)  # over the samples that this process sees
+
     def __init__(self, class_names: Sequence[str] | None = None, name: str = "confusion_matrix") -> None:
         self.name = name
         self.class_names = None if class_names is None else [str(name) for name in class_names]

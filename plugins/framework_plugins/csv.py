@@ -35,6 +35,8 @@ class Csv:
         UsageError: two instances would write one file
     """
 
+    added_up = ("samples",)  # over the samples that this process sees
+
     def __init__(self, path: str | Path | None = None, name: str = "csv") -> None:
         self.name = name
         self.path = None if path is None else Path(path)

@@ -20,7 +20,7 @@ class Debug:
 
     What a plugin leaves as it finds it: whether gradients are enabled; the train or eval mode of the layers, which it
     may choose in prepare_model and on_split_start; the global random generators, from which it may draw where it
-    replaces or wraps a part of the loop; the default dtype and the deterministic settings, which it may choose in
+    replaces or wraps a part of the loop, and which it may put back in on_teardown; the default dtype and the deterministic settings, which it may choose in
     prepare_model and put back in on_teardown; the batch, the output and the loss that it is shown. A wrap is looked
     at as a whole.
 
@@ -84,8 +84,9 @@ MODE = Rule(
     frozenset({"prepare_model", "on_split_start", "on_teardown"}),
 )  # fmt: skip
 GENERATOR = Rule(
-    "drew from {what} random generator", "draw from one of its own, such as a torch.Generator", OF_THE_LOOP
-)
+    "drew from {what} random generator", "draw from one of its own, such as a torch.Generator",
+    OF_THE_LOOP | {"on_teardown"},  # where one that it has set is put back
+)  # fmt: skip
 SETTING = Rule(
     "changed {what} from {was} to {now}", "put it back, or change it in prepare_model until on_teardown",
     frozenset({"prepare_model", "on_teardown"}),

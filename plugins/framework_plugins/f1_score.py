@@ -41,6 +41,8 @@ class F1Score:
         DataError: output and target do not go together
     """
 
+    added_up = ("counts",)  # over the samples that this process sees
+
     def __init__(
         self, average: str = "macro", class_names: Sequence[str] = (), logits: bool | None = None,
         name: str = "f1_score",

@@ -347,7 +347,7 @@ BY_HAND = [
 
 def test_every_built_in_plugin_that_needs_nothing_is_looked_at() -> None:
     theirs = {name for name, point in available().items() if point.module.startswith("framework_plugins.")}
-    not_for_these = {"debug", "watchdog", "regression"}  # itself, a thread, of numbers in place of classes
+    not_for_these = {"debug", "watchdog", "regression", "distributed"}  # itself, a thread, of numbers, of processes
     acting = {"average_weights", "clip_gradients", "closure", "compile", "mixed_precision", "schedule"}
     given = {"freeze", "limits", "torchmetrics", "validation"}  # arguments
     services = {"mlflow", "wandb"}  # each a second and more; their own tests compare the bits

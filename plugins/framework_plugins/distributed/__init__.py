@@ -6,6 +6,7 @@
     ranks.py      the processes: how they find each other, agree, and tell what became of one
     batches.py    the part of each batch that is for one of them
     draws.py      random numbers: which of them are the same in all processes
+    state.py      what of a checkpoint is of all of them, and what of one
     sharding.py   a model whose weights are cut over the processes
     launch.py     a run of the command line: which process prints, where each of them writes
 """

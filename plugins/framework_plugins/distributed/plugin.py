@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from framework import DeviceError, FrameworkError, Trainer, UsageError, hookimpl
+from framework import DeviceError, FrameworkError, Processes, Trainer, UsageError, hookimpl
 
 from . import launch
-from .batches import cutter, mapped, of_rank, part
-from .draws import Common, common_form, own_form, seed_alone
+from .batches import cutter, of_rank, part
+from .draws import Common, seed_alone
 from .ranks import Ranks, world
+from .state import State
 
 Asked = tuple[str | None, tuple[str, ...]]  # a stop, and the labels of checkpoints
 
@@ -68,6 +70,7 @@ class Distributed:
         self.rank, self.size = world()
         self.keeps_nothing = self.rank > 0  # plugins that write beyond the run directory look for it
         self._undo = contextlib.ExitStack()
+        self._wrapped: Any = None
         self._cutters: dict[str, Any] = {}  # of each split: what knows the sizes of its whole batches
         if self.size > 1:  # else nobody is to be asked about anything
             self.on_fit_start = self._begin
@@ -75,6 +78,7 @@ class Distributed:
             self.on_batch_start = self._weigh
             self.on_split_end = self._compare_batches
             self.on_epoch_end = self._compare_weights
+            self.on_fit_end = self._same_buffers
             self.reduce = self._sum
             self.agree = self._agree_on
 
@@ -137,9 +141,9 @@ class Distributed:
 
     def _copies_of(self, trainer: Trainer, model: nn.Module) -> nn.Module:
         on = [trainer.device.index] if trainer.device.type == "cuda" else None
-        wrapped = DistributedDataParallel(model, device_ids=on, find_unused_parameters=self.find_unused)
-        self._wrapped: Any = wrapped
-        return wrapped
+        made = DistributedDataParallel(model, device_ids=on, find_unused_parameters=self.find_unused)
+        self._wrapped = made
+        return made
 
     def _cut(self, trainer: Trainer, model: nn.Module) -> nn.Module:
         from .sharding import cut_snapshot, piece, shard  # it takes a while to import
@@ -153,19 +157,10 @@ class Distributed:
 
     def _take_up(self, trainer: Trainer, piece: Callable[[Tensor], Any] | None = None) -> None:
         """How checkpoints are written; and what of the one that is gone on from is for this process."""
-
-        def local(name: str, tree: Any) -> Any:
-            return common_form(mapped(piece, tree) if piece else tree)
-
-        self._ranks.local_of = local
-        if trainer.resumed is None:
-            return
-        snapshot, rank, size = trainer.resumed.snapshot, self.rank, self.size
-        mine = len(snapshot.ranks) + 1 == size
-        if mine and rank:
-            snapshot.plugins, snapshot.loop = (snapshot.ranks[rank - 1][name] for name in ("plugins", "loop"))
-        snapshot.plugins, snapshot.loop = (own_form(tree, rank, mine) for tree in (snapshot.plugins, snapshot.loop))
-        snapshot.ranks = []
+        state = State(self._ranks, trainer.plugins, piece)
+        self._ranks.local_of = state.local
+        if trainer.resumed:
+            state.take_up(trainer.resumed.snapshot)
 
     @hookimpl(wrapper=True)
     def make_loader(self, trainer: Trainer, split: str) -> Generator[None, Any, Any]:
@@ -217,6 +212,8 @@ class Distributed:
             trainer.weight = self.size * len(part(rows, self.rank, self.size)) / self._of_window
             if trainer.accumulate > 1:
                 self._average_gradients(trainer.boundary)
+            if self.shard:  # DDP does it by itself
+                self._same_buffers(trainer)
             self._in_window = 0 if trainer.boundary else self._in_window + 1
         if rows < self.size and not part(rows, self.rank, self.size):
             trainer.samples = 0  # its row is padding
@@ -233,14 +230,15 @@ class Distributed:
         marks = self._ranks.gather(self._cutters[split].mark)
         if len(set(marks)) > 1:
             raise UsageError(
-                f"{split}: the processes have drawn different batches. A sampler must draw from torch's own generator, or"
-                " from one that it seeds: those of Python and NumPy differ from process to process"
+                f"{split}: the processes have drawn different batches. A sampler must draw from torch's own generator, "
+                "or from one that it seeds: those of Python and NumPy differ from process to process"
             )
 
     def _compare_batches(self, trainer: Trainer, split: str, metrics: MutableMapping[str, float]) -> None:
         self._same_batches(split)
 
     def _compare_weights(self, trainer: Trainer, epoch: int, metrics: Mapping[str, Any]) -> None:
+        self._same_buffers(trainer)
         if self.shard:
             return
         weights = dict(trainer.model.named_parameters())
@@ -252,6 +250,11 @@ class Distributed:
                 f"after epoch {epoch} the weights of rank {apart[0]} are not those of rank 0 any more, first {first}. "
                 "Gradients are averaged where `forward` calls the model that it is given, and all must take a step"
             )
+
+    def _same_buffers(self, trainer: Trainer) -> None:
+        """Running statistics are those of the first process, as with DDP."""
+        for buffer in trainer.model.buffers():
+            dist.broadcast(buffer, 0)
 
     def _sum(self, value: Tensor) -> Tensor:
         return self._ranks.sum(value)
@@ -296,7 +299,11 @@ class Distributed:
                 trainer.later(call)
             self._due = True
 
-    def on_teardown(self) -> None:
+    def on_teardown(self, trainer: Trainer) -> None:
+        if self.size > 1:
+            trainer.processes = Processes()
+            if not self.shard and trainer.prepared is self._wrapped:
+                trainer.prepared = trainer.model  # which one process may call without the others
         self._undo.close()
 
 

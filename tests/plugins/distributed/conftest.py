@@ -42,7 +42,8 @@ def _run(script: Path, world: int, folder: Path) -> None:
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world), str(script), str(folder)
     ]  # fmt: skip
     unbound = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    environment = {**unbound, "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
+    data = os.environ.get("FRAMEWORK_DATA") or str(HERE.parents[3] / "shared" / "data")  # as the fixture mnist has it
+    environment = {**unbound, "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1", "FRAMEWORK_DATA": data}
     with (folder / "output.txt").open("w", encoding="utf-8") as output:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
         try:

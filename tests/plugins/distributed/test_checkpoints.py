@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +22,10 @@ def ranks(torchrun: Any) -> Any:
     """What each of two ranks, or of four, has found in a case."""
 
     def found(case: str, world: int = 2) -> list[dict[str, Any]]:
-        torchrun("worker_checkpoints", 2)
-        return [each[case] for each in torchrun("worker_checkpoints", world)]
+        torchrun("worker_checkpoints", 2)  # first, since four go on from what it has written
+        told: list[dict[str, Any]] = torchrun("worker_checkpoints", world).case(case)
+        assert not any("error" in rank for rank in told), told[0].get("told")
+        return told
 
     return found
 
@@ -31,6 +34,19 @@ def ranks(torchrun: Any) -> Any:
 def written(ranks: Any) -> Callable[[str], Path]:
     """The run directory of a case."""
     return lambda case: Path(ranks(case)[0]["run_dir"])
+
+
+@pytest.fixture(scope="session")
+def worker() -> ModuleType:
+    """worker_checkpoints.py, to run its fits in this process."""
+    spec = importlib.util.spec_from_file_location(
+        "worker_checkpoints", Path(__file__).with_name("worker_checkpoints.py")
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def rows_of(ranks: list[dict[str, Any]]) -> list[list[int]]:
@@ -63,13 +79,15 @@ def test_what_two_ranks_saved_is_read_back_whole(written: Callable[[str], Path],
 
 
 @kinds
-def test_ranks_are_told_of_a_checkpoint_when_it_is_whole_and_two_are_kept(ranks: Any, kind: str) -> None:
+def test_ranks_are_told_of_a_checkpoint_when_it_is_whole_and_two_are_kept(
+    ranks: Any, worker: ModuleType, tmp_path: Path, kind: str
+) -> None:
+    """Two, and the best one, as in a fit of one process."""
     first, other = ranks(f"{kind}, whole")
 
-    assert first["told"] == other["told"]
-    assert [int(name.split("-")[1]) for name, *_ in first["told"]] == [3, 6, 9, 12, 15]
-    assert all(there for _, there, _ in first["told"])
-    assert [count for *_, count in first["told"]] == [1, 2, 2, 2, 2]
+    assert first["told"] == other["told"] == worker.fit(tmp_path)["told"]
+    assert len(first["told"]) > 5
+    assert all(there and count <= 3 for _, there, count in first["told"])
 
 
 @kinds
@@ -126,18 +144,18 @@ def test_other_numbers_and_other_kinds_of_ranks_go_on_with_the_same_data(
 
 @kinds
 def test_one_process_goes_on_with_the_same_data(
-    ranks: Any, written: Callable[[str], Path], script: Any, tmp_path: Path, kind: str
+    ranks: Any, written: Callable[[str], Path], worker: ModuleType, tmp_path: Path, kind: str
 ) -> None:
     shutil.copytree(written(kind), tmp_path / "run")
-    alone = script("worker_checkpoints").fit(tmp_path / "run", resume=tmp_path / "run")
+    alone = worker.fit(tmp_path / "run", resume=tmp_path / "run")
     whole = ranks(f"{kind}, whole")
 
     assert alone["rows"] == rows_of(whole)[7:]
     assert_close(alone["history"], whole[0]["history"])
 
 
-def test_the_rows_of_two_ranks_are_the_batches_of_one_process(ranks: Any, script: Any, tmp_path: Path) -> None:
-    alone, whole = script("worker_checkpoints").fit(tmp_path / "run"), ranks("copies, whole")
+def test_the_rows_of_two_ranks_are_the_batches_of_one_process(ranks: Any, worker: ModuleType, tmp_path: Path) -> None:
+    alone, whole = worker.fit(tmp_path / "run"), ranks("copies, whole")
 
     assert rows_of(whole) == alone["rows"]
     assert_close(whole[0]["history"], alone["history"])

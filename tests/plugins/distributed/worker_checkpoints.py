@@ -60,7 +60,7 @@ def whole(tree: Any) -> Any:
         return tree.full_tensor().clone() if hasattr(tree, "full_tensor") else tree.detach().clone()
     if isinstance(tree, dict):
         return {name: whole(value) for name, value in tree.items()}
-    return [whole(value) for value in tree] if isinstance(tree, (list, tuple)) else tree
+    return type(tree)(map(whole, tree)) if isinstance(tree, (list, tuple)) else tree
 
 
 def fit(

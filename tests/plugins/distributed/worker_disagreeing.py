@@ -3,10 +3,8 @@
 A case is run on each rank, and may give other arguments there.
 """
 
-import contextlib
 import errno
 import importlib.util
-import io
 import os
 import sys
 import warnings
@@ -22,10 +20,8 @@ from torch import nn
 
 from framework import Trainer
 from framework.checkpoint import files, store
-from framework.cli import main
 
 HERE = Path(__file__).parent
-LAB = str(HERE / "worker_lab.py")
 RANK = int(os.environ["RANK"])
 CHECKPOINTS = HERE.parents[1] / "framework" / "checkpoint"
 
@@ -97,14 +93,6 @@ def saved(run_dir: Path) -> list[int]:
     return sorted(store.read(path).step for path in store.candidates(run_dir))
 
 
-def line(run_dir: Path, *words: str) -> dict[str, Any]:
-    """A command line, in the process of a rank."""
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-        status = main([*words, "--run-dir", str(run_dir), "--device", "cpu", "-p", "distributed"])
-    return {"status": status, "said": said.getvalue()}
-
-
 def here(first: Any, other: Any) -> Any:
     """What this rank is given."""
     return other if RANK else first
@@ -125,12 +113,6 @@ def failing(code: int, rank: int, then: str) -> Callable[[Path], dict[str, Any]]
     return lambda run_dir: fit(run_dir, fails, often, on_save_error=then)
 
 
-def another_recipe(run_dir: Path) -> dict[str, Any]:
-    file = run_dir.parent / f"lab{RANK}.py"
-    file.write_text(Path(LAB).read_text("utf-8") + f"# of rank {RANK}\n", "utf-8")
-    return line(run_dir, str(file))
-
-
 CASES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "model": lambda run_dir: fit(run_dir, hidden=here(4, 5)),
     "optimizer": lambda run_dir: fit(run_dir, optimizer=here(torch.optim.SGD, torch.optim.Adam)),
@@ -144,10 +126,6 @@ CASES: dict[str, Callable[[Path], dict[str, Any]]] = {
         for rank in (0, 1)
         for then in ("stop", "continue")
     },
-    "knob": lambda run_dir: line(run_dir, LAB, "--lr", here("0.1", "0.2")),
-    "seed": lambda run_dir: line(run_dir, LAB, "--seed", here("1", "2")),
-    "a plugin more": lambda run_dir: line(run_dir, LAB, *here([], ["-p", "csv"])),
-    "recipe": another_recipe,
 }
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ each rank goes through is written into FAULTS_FOLDER, a line for each thing in `
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +62,10 @@ class Faults:
             self.note("begins", trainer.step)
 
     @hookimpl(wrapper=True)
-    def forward(self, split: str) -> Iterator[None]:
+    def forward(self, split: str) -> Generator[None, Any, Any]:
         if split == "train" and self.due("forward"):
             die()
-        yield
+        return (yield)
 
     def on_batch_end(self, trainer: Trainer, split: str) -> None:
         if split != "train":

@@ -57,7 +57,7 @@ class Fit:
         plugins: made anew for each fit
         knobs: arguments of the plugin distributed
         test: what is evaluated after the fit
-        saves: whether the end is saved, and read again
+        saves: whether what several processes end with is saved, and read again
     """
 
     model: nn.Module
@@ -88,24 +88,28 @@ class Seen:
         self.rows[split][-1].append((x[:samples, 0] * SCALE).round().long().tolist())
 
 
+class SavesEnd:
+    """Saves what the fit ends with."""
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        trainer.save()
+
+
 def trained(make: Callable[[], Fit], plugins: Callable[..., list[Any]], folder: Path | None = None) -> dict[str, Any]:
     """Train it here; everything that is compared. `plugins` are what is added, given the knobs of `distributed`."""
     torch.manual_seed(0)
     fit, seen = make(), Seen()
+    run_dir = folder if fit.saves else None
     trainer = Trainer(
-        fit.model, fit.loss, fit.optimizer(fit.model.parameters()), [*fit.plugins, seen, *plugins(**fit.knobs)],
-        device="cpu", run_dir=folder if fit.saves else None,
+        fit.model, fit.loss, fit.optimizer(fit.model.parameters()),
+        [*fit.plugins, seen, *([SavesEnd()] if run_dir else []), *plugins(**fit.knobs)], device="cpu", run_dir=run_dir,
     )  # fmt: skip
     result = trainer.fit(fit.train, fit.val, **fit.fit)
     found = {
         "history": result.history, "steps": result.steps, "stop": result.stop_reason,
         "test": trainer.evaluate(fit.test, fit.fit.get("batch_size")) if fit.test is not None else {},
     }  # fmt: skip
-    if fit.saves:
-        trainer.save()
-        state = read(find(folder, "last")).model
-    else:
-        state = trainer.model.state_dict()
+    state = read(find(run_dir, "last")).model if run_dir else trainer.model.state_dict()
     return {
         **found, "rows": seen.rows, "digest": digest(state),
         "weights": {name: value.detach().double().flatten().tolist() for name, value in state.items()},
@@ -269,11 +273,12 @@ class Masks:
         masks: list[list[bool]] = []
         self.found = {"masks": masks}
         dropout = next(module for module in trainer.model.modules() if isinstance(module, nn.Dropout))
-        dropout.register_forward_hook(lambda module, _, output: module.training and masks.append(kept(output)))
 
+        def look(module: nn.Module, _: Any, output: Tensor) -> None:
+            if module.training:
+                masks.append((output != 0).flatten().tolist())
 
-def kept(output: Tensor) -> list[bool]:
-    return [bool(value) for value in (output != 0).flatten()]
+        dropout.register_forward_hook(look)
 
 
 @case
@@ -373,7 +378,7 @@ class Rounds:
         self.found = {"rounds": 0}
         if hasattr(trainer.prepared, "register_comm_hook"):  # else it is one process
 
-            def counted(state: Any, bucket: Any) -> Any:
+            def counted(state, bucket):  # torch takes no other annotations than its own
                 self.found["rounds"] += bucket.is_last()
                 return allreduce_hook(state, bucket)
 
