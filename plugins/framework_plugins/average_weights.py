@@ -115,7 +115,7 @@ class AverageWeights:
 
     def _average(self) -> None:
         if not self._count:
-            self._others = [tensor.clone() for tensor in self._held()]
+            self._others = [tensor.clone() for tensor in self._held().values()]
         elif self.decay is not None:
             for averages, trained in _alike(self._others, self._averaged()):
                 self._update(averages, trained, self._count)
@@ -135,25 +135,26 @@ class AverageWeights:
         if not self._count:
             return
         kept = len(self._averaged())
-        for other, buffer in zip(self._others[kept:], self._held()[kept:], strict=True):
+        for other, buffer in zip(self._others[kept:], [*self._held().values()][kept:], strict=True):
             other.copy_(buffer)  # of the weights that are trained; the averages get their own
         self._exchange()
         if kept < len(self._others):
             _measure_statistics(trainer)
 
-    def _tensors(self, buffers: bool) -> list[Tensor]:
+    def _named(self, buffers: bool) -> dict[str, Tensor]:
         model = self._model
-        return [tensor.detach() for tensor in (*model.parameters(), *(model.buffers() if buffers else ()))]
+        named = *model.named_parameters(), *(model.named_buffers() if buffers else ())
+        return {name: tensor.detach() for name, tensor in named}
 
     def _averaged(self) -> list[Tensor]:
-        return self._tensors(self.use_buffers)
+        return [*self._named(self.use_buffers).values()]
 
-    def _held(self) -> list[Tensor]:
+    def _held(self) -> dict[str, Tensor]:
         """What the averages replace in the model: with SWA the buffers too, which are measured anew."""
-        return self._tensors(self.use_buffers or self.swa_start is not None)
+        return self._named(self.use_buffers or self.swa_start is not None)
 
     def _exchange(self) -> None:
-        for held, other in zip(self._held(), self._others, strict=True):  # in place: the optimizer holds these tensors
+        for held, other in zip(self._held().values(), self._others, strict=True):  # in place: the optimizer holds these tensors
             kept = held.clone()
             held.copy_(other)
             other.copy_(kept)
@@ -174,27 +175,16 @@ class AverageWeights:
         self._running = False
 
     def state_dict(self) -> dict[str, Any]:
-        return {"settings": self._settings, "count": self._count, "others": self._others, "in_model": self._is_in}
+        others = dict(zip(self._held(), self._others, strict=True)) if self._others else {}
+        return {"settings": self._settings, "count": self._count, "others": others, "in_model": self._is_in}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["settings"] != self._settings:
             told = f"were {state['settings']}, now they are {self._settings}"
             raise CheckpointError(f"decay, swa_start and use_buffers of {self.name} {told}")
         self._count, self._is_in = state["count"], state["in_model"]
-        self._others = [
-            _as_held(other.to(held.device), held)
-            for other, held in zip(state["others"], self._held(), strict=self._count > 0)
-        ]
-
-
-def _as_held(whole: Tensor, held: Tensor) -> Tensor:
-    """Of a whole tensor the piece that this process holds, where it holds only that."""
-    if not hasattr(held, "full_tensor") or hasattr(whole, "full_tensor"):
-        return whole
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    assert isinstance(held, DTensor)
-    return distribute_tensor(whole, held.device_mesh, held.placements, src_data_rank=None)
+        others, held = state["others"].values(), self._held().values()
+        self._others = [other.to(one.device) for other, one in zip(others, held, strict=self._count > 0)]
 
 
 def _alike(averages: Sequence[Tensor], weights: Iterable[Tensor]) -> Iterable[tuple[list[Tensor], list[Tensor]]]:

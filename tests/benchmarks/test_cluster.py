@@ -166,7 +166,7 @@ def test_constants_are_measured_and_kept_and_the_pages_and_the_picture_follow(tm
     monkeypatch.setattr(cluster, "STEPS", {"mnist_mlp": 3})
     monkeypatch.setattr(cluster, "SIZES", [2**10, 2**12])
     monkeypatch.setattr(cluster, "SAVES", [2**12, 2**14])
-    monkeypatch.setattr(cluster, "TURNS", 1)
+    monkeypatch.setattr(cluster, "TURNS", 20)
     files: dict[str, Any] = {"FILE": tmp_path / "cluster.json", "PICTURE": tmp_path / "img" / "cluster.svg"}
     pages = [tmp_path / "page.md"]
     for name, value in {**files, "PAGES": pages}.items():

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from framework import FrameworkError, UsageError, write_whole
 
@@ -61,7 +60,7 @@ def around_run(run: Any, run_dir: Path | None) -> Iterator[Path | None]:
 
 def remember(path: Path) -> None:
     """Keep in torchrun's store where the run is, for the processes that it may start anew."""
-    Store.of_torchrun().remember("run_dir", os.path.abspath(path))
+    Store.of_torchrun().remember("run_dir", str(path))
 
 
 def _agreed(run: Any, run_dir: Path | None, rank: int) -> Path | None:
@@ -93,7 +92,7 @@ def _goes_on(run: Any, path: Path) -> tuple[bool, bool]:
         return False, True
     if any(path.glob(f"{CHECKPOINTS}/step-*")) or any(path.glob(f"*/{CHECKPOINTS}/step-*")):
         return True, False
-    if attempt() and reason is not None:  # it failed before its first checkpoint, and begins anew in its own directory
+    if reason is not None:  # it failed before its first checkpoint, and begins anew in its own directory
         write_whole(path / RUN, json.dumps({**info, "stop_reason": None}, indent=2, ensure_ascii=False) + "\n")
     return False, False
 
@@ -141,25 +140,32 @@ def _errors_told(rank: int, size: int) -> Iterator[None]:
     Raises:
         FrameworkError: another process has gone, and which
     """
-    handler, streams = get_error_handler(), (sys.stdout, sys.stderr)
-    handler.initialize()
+    streams = sys.stdout, sys.stderr
     try:
         yield
     except Exception as error:
         sys.stdout, sys.stderr = streams
-        handler.record_exception(error)
         said = "" if (lost := is_of_connection(error)) else f"{type(error).__name__}: {error}"
         words: dict[int, str | None] = {}
         with contextlib.suppress(RuntimeError):  # the store has gone as well, with its machine
             Store.of_torchrun().say(said, rank)
             words = Store.of_torchrun().words(range(size) if lost else range(min(rank, 1)))
-        others = [
-            f"rank {other} has gone: it was killed, or its machine failed" for other in words if words[other] is None
-        ]
+        gone = [other for other, word in words.items() if word is None]
+        others = [f"rank {other} has gone: it was killed, or its machine failed" for other in gone]
         others += [f"rank {other} failed: {word}" for other, word in words.items() if word]
         if lost and others:
-            raise FrameworkError("; ".join(others)) from error
+            reason = "; ".join(others)
+            if rank == 0:
+                _correct_reason(reason)
+            raise FrameworkError(reason) from error
         if words.get(0) == said != "":  # the first one tells it
             raise SystemExit(2 if isinstance(error, UsageError) else 1) from error
         error.add_note(f"rank {rank} of {size}")
         raise
+
+
+def _correct_reason(reason: str) -> None:
+    """Put into run.json why the run ended, in place of what torch has said of a connection."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # there need not be one
+        info = json.loads((job.path / RUN).read_text(encoding="utf-8"))
+        write_whole(job.path / RUN, json.dumps({**info, "stop_reason": reason}, indent=2, ensure_ascii=False) + "\n")

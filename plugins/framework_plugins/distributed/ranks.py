@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import socket
+import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Any
@@ -15,7 +15,7 @@ from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defin
 
 from framework import CheckpointError, Processes, UsageError
 
-PATIENCE = timedelta(seconds=3)  # for the last word of a process whose connections are closed
+PATIENCE = 3.0  # seconds, for the last word of a process whose connections are closed
 SHOWN = 3  # differences in one message
 
 
@@ -62,13 +62,11 @@ class Store:
 
     def words(self, ranks: Iterable[int]) -> dict[int, str | None]:
         """The last word of each of these processes; None for one that says nothing."""
-        words: dict[int, str | None] = {}
+        until, words = time.monotonic() + PATIENCE, {}  # type: float, dict[int, str | None]
         for rank in ranks:
-            try:
-                self.now.wait([f"end/{rank}"], PATIENCE if None not in words.values() else timedelta(milliseconds=1))
-                words[rank] = self.now.get(f"end/{rank}").decode()
-            except RuntimeError:
-                words[rank] = None
+            while not (said := self.now.check([f"end/{rank}"])) and time.monotonic() < until:
+                time.sleep(0.02)
+            words[rank] = self.now.get(f"end/{rank}").decode() if said else None
         return words
 
 
@@ -89,7 +87,6 @@ class Ranks(Processes):
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.group: Any = dist.new_group(backend="gloo", timeout=patience)
-        self.host = socket.gethostname()
         self.local_of: Callable[[str, Any], Any] = lambda name, tree: tree
         self._failed = False
 

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,14 +36,13 @@ class Ended:
         return [rank[name] for rank in self.ranks]
 
 
-def _run(script: Path, world: int, folder: Path) -> None:
-    """Run a script under torchrun, and keep its output and its exit status; all that it has started ends with it."""
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world), str(script), str(folder)
-    ]  # fmt: skip
+def _run(words: Sequence[str], world: int, folder: Path) -> None:
+    """Run torchrun in a folder, and keep its output and its exit status there; all that it has started ends with it."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world), *words]
     unbound = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     data = os.environ.get("FRAMEWORK_DATA") or str(HERE.parents[3] / "shared" / "data")  # as the fixture mnist has it
     environment = {**unbound, "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1", "FRAMEWORK_DATA": data}
+    environment |= {"FOLDER": str(folder), "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
     with (folder / "output.txt").open("w", encoding="utf-8") as output:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
         try:
@@ -67,23 +66,24 @@ def _end(process: subprocess.Popen[Any]) -> None:
 
 
 @pytest.fixture(scope="session")
-def torchrun(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Ended]:
-    """Runs a script of this folder on so many processes, once in all.
+def torchrun(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ended]:
+    """Runs a script of this folder on so many processes, once in all: `torchrun("worker_numbers", 2)`.
 
     A process takes seconds to import torch, so a script runs all the cases of a file, and writes a line for each into
     `rank-N.jsonl` of the folder that it is given. Of several workers of pytest-xdist the first one runs it for all.
+    Words that follow are what torchrun is given in place of the script and the folder.
     """
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "여러 프로세스"
     shared.mkdir(exist_ok=True)
 
     @cache
-    def ended(script: str, world: int) -> Ended:
-        folder = shared / f"{script} on {world}"
+    def ended(name: str, world: int, *words: str) -> Ended:
+        folder = shared / f"{name} on {world}"
         with FileLock(shared / "lock"):  # never two of them at a time
             if not folder.exists():
                 folder.mkdir()
-                _run(HERE / f"{script}.py", world, folder)
+                _run(words or (str(HERE / f"{name}.py"), str(folder)), world, folder)
         output = (folder / "output.txt").read_text(encoding="utf-8", errors="replace")
         ranks = [_found(folder / f"rank-{rank}.jsonl") for rank in range(world)]
         return Ended(int((folder / "status").read_text(encoding="utf-8")), output[-TOLD:], ranks)
