@@ -48,6 +48,7 @@ FACTOR = 1.5  # by which a step of DDP may differ from what the model says
 BUCKET = 25 * 2**20  # bytes of a bucket of DDP, by torch's default
 LEVELS = [0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 1]  # of the quantiles of a spread
 STEPS = {"mnist_mlp": 2000, "mnist_cnn": 200}
+PROCESSES = (2, 4)  # of gloo; the model is of the first
 TURNS, WARM = 100, 5  # of an all_reduce; what is not counted
 SIZES, SAVES = [2**power for power in range(10, 25)], [2**power for power in range(20, 28)]  # bytes
 
@@ -197,8 +198,10 @@ def steps(name: str, count: int) -> list[tuple[float, float]]:
 
 
 def all_reduces(sizes: Sequence[int]) -> list[tuple[int, float]]:
-    """Bytes of each all_reduce and its seconds."""
-    return [(size, timed(partial(dist.all_reduce, torch.ones(size // 4)), TURNS)) for size in sizes]
+    """Bytes of each all_reduce and its seconds, after some computing, as in a step: else nobody has to be woken up."""
+    matrix = torch.rand(256, 256)
+    computing = partial(torch.mm, matrix, matrix)
+    return [(size, timed(partial(dist.all_reduce, torch.ones(size // 4)), TURNS, computing)) for size in sizes]
 
 
 def saves(sizes: Sequence[int], folder: Path) -> list[tuple[int, float]]:
@@ -211,20 +214,22 @@ def saves(sizes: Sequence[int], folder: Path) -> list[tuple[int, float]]:
     return points
 
 
-def timed(call: Callable[[], Any], turns: int) -> float:
-    """The median of the seconds of so many calls after the first few."""
-    taken = [time.perf_counter()]
+def timed(call: Callable[[], Any], turns: int, before: Callable[[], Any] = int) -> float:
+    """The mean of the seconds of so many calls after the first few."""
+    taken = []
     for _ in range(turns + WARM):
+        before()
+        begun = time.perf_counter()
         call()
-        taken.append(time.perf_counter())
-    return statistics.median(np.diff(taken)[WARM:].tolist())
+        taken.append(time.perf_counter() - begun)
+    return statistics.fmean(taken[WARM:])
 
 
 def line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
     """Seconds at no byte and seconds a byte: least squares of the relative errors, as sizes differ a thousandfold."""
     rows = np.array([[1 / seconds, size / seconds] for size, seconds in points])
     start, slope = np.linalg.lstsq(rows, np.ones(len(rows)), rcond=None)[0]
-    return max(0.0, float(start)), float(slope)
+    return max(0.0, float(start)), max(1e-12, float(slope))  # what noise turns around is nothing, or 1 TB/s
 
 
 def together(processes: int, work: Callable[..., Any], *arguments: Any) -> Any:
@@ -258,7 +263,7 @@ def measure() -> dict[str, Any]:
         constants[f"{name}: backward pass"] = round(float(backward.mean() / whole.mean()), 3), "of it", "measured"
         spread[name] = (np.quantile(whole, LEVELS) / whole.mean()).round(4).tolist()
         ddp[name] = statistics.fmean(whole for whole, _ in together(2, steps, name, count))
-    for processes in (2, 4):
+    for processes in PROCESSES:
         seconds, slope = line(together(processes, all_reduces, SIZES))
         name, source = f"gloo, {processes} processes", "measured: a line through all_reduce of 1 KiB to 16 MiB"
         constants[name] = 2 * (processes - 1) / processes / slope, "B/s", source
@@ -305,7 +310,7 @@ def _cell(shares: dict[str, float]) -> str:
 
 
 def _value(value: float, unit: str) -> str:
-    if unit not in ("s", "B/s", "FLOP/s"):
+    if unit not in ("s", "B/s", "FLOP/s") or not value:
         return f"{value:,g} {unit}".strip()
     thousands = math.floor(math.log10(value) / 3)
     return f"{value / 1000**thousands:.3g} {'num kMGT'[thousands + 3].strip()}{unit}"
@@ -339,7 +344,7 @@ def draw(kept: Mapping[str, Any], file: Path) -> None:
         axes[-1].legend(fontsize=9)
         axes[-1].grid(alpha=0.3)
         axes[0].set_ylabel("share of the time")
-        axes[0].legend(fontsize=7, loc="lower left")
+        axes[2].legend(fontsize=7, loc="lower left")
         for each in axes.values():
             each.set_xscale("log")
             each.set_xlabel("ranks")

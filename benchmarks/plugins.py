@@ -95,6 +95,7 @@ CASES: dict[str, Case] = {
     "debug": Case(beside=["accuracy"]),  # whose hooks it looks at
     "decision_boundary": Case(problem=PLANE),
     "diagram": Case(),
+    "distributed": Case(),
     "early_stopping": Case(lambda: {"patience": 1_000_000}),
     "f1_score": Case(),
     "freeze": Case(lambda: {"modules": ["0"]}, LARGE, changes_the_work=True),

@@ -99,8 +99,7 @@ class Trainer:
         self._running = False
         self.asked = False  # whether a stop or a save waits for the next step boundary
         self._stop: str | None = None
-        self._saves: list[str] = []
-        self._later: list[Callable[[], None]] = []
+        self._saves, self._later = [], []  # type: list[str], list[Callable[[], None]]
 
     # ------------------------------------------------------------------------------------------------ public verbs
 

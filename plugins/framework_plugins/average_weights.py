@@ -37,9 +37,9 @@ class AverageWeights:
 
     Batch normalization: with SWA the running statistics are measured anew for the averages, by a pass over the training
     data at the end of each such epoch (torch's update_bn; no random number is used up by it); those of modules that are
-    in eval mode in training, such as frozen ones, stay. Of several processes each measures its own samples, and the mean
-    of what they find is taken. With EMA the model's own statistics stay, a moving average
-    already. With `use_buffers` both average them like the weights, without a pass.
+    in eval mode in training, such as frozen ones, stay; of several processes each measures its own samples, and the
+    mean of what they find is taken. With EMA the model's own statistics stay, a moving average already. With
+    `use_buffers` both average them like the weights, without a pass.
 
     Args:
         decay: how much of the EMA each step keeps; 0.999 where no swa_start is given
@@ -154,7 +154,7 @@ class AverageWeights:
         return self._named(self.use_buffers or self.swa_start is not None)
 
     def _exchange(self) -> None:
-        for held, other in zip(self._held().values(), self._others, strict=True):  # in place: the optimizer holds these tensors
+        for held, other in zip(self._held().values(), self._others, strict=True):  # in place: the optimizer has them
             kept = held.clone()
             held.copy_(other)
             other.copy_(kept)

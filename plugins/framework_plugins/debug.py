@@ -20,9 +20,9 @@ class Debug:
 
     What a plugin leaves as it finds it: whether gradients are enabled; the train or eval mode of the layers, which it
     may choose in prepare_model and on_split_start; the global random generators, from which it may draw where it
-    replaces or wraps a part of the loop, and which it may put back in on_teardown; the default dtype and the deterministic settings, which it may choose in
-    prepare_model and put back in on_teardown; the batch, the output and the loss that it is shown. A wrap is looked
-    at as a whole.
+    replaces or wraps a part of the loop, and which it may put back in on_teardown; the default dtype and the
+    deterministic settings, which it may choose in prepare_model and put back in on_teardown; the batch, the output and
+    the loss that it is shown. A wrap is looked at as a whole.
 
     It begins when the first prepare_model is over. Looking takes longer than most plugins do: it is there to find a
     fault, not for a long run.

@@ -31,6 +31,8 @@ class GradientStatistics:
     those of a plugin that clips are clipped if that is listed before. `GradientStatistics(name="clipped")` is a second
     one; its figure is `clipped`, and its picture `clipped.svg`.
 
+    Where weights are sharded, a step that is looked at costs a small sum over the processes for each parameter.
+
     Args:
         every: look only at each so manyth step
 

@@ -26,6 +26,9 @@ class Regression:
     that targets of a million with differences of one lose nothing. A second instance needs a name, which its figures
     have too: `Regression(name="second")` adds `{split}_second_r2`.
 
+    Where a fit goes on inside of an epoch with another number of processes, its figures of that epoch are of a part of
+    the samples.
+
     Raises:
         DataError: output and target are not of one shape
     """

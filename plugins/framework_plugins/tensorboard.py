@@ -31,6 +31,8 @@ class TensorBoard:
         UsageError: another x; the package tensorboard is missing
     """
 
+    added_up = ("samples",)  # over the samples that this process sees
+
     def __init__(self, directory: str | Path | None = None, x: str = "epoch", name: str = "tensorboard") -> None:
         if x not in AXES:
             raise UsageError(f"x must be one of {', '.join(AXES)}; got {x!r}")

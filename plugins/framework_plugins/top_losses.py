@@ -22,7 +22,9 @@ class TopLosses:
     the last epoch), `top_losses_test.svg` those of what is evaluated outside of a fit. Samples that the loss ignores
     have none: targets that are its ignore_index, or the number of no class. Only the few largest are kept, on the
     device, until the end of a pass; `worst[split]` holds losses, images, right classes, answers and their probabilities
-    after it. Without a run directory nothing is drawn.
+    after it. Without a run directory nothing is drawn. Of several processes each keeps a few, and the largest of
+    all are drawn; where a fit goes on inside of an epoch with another number of them, those of that epoch without a
+    validation set are the largest of a part.
 
     Args:
         count: how many images

@@ -38,7 +38,8 @@ class TorchMetrics:
     `{split}_{key}_{name}` where it gives them by name. Only those of a MetricCollection are known before the first
     epoch; to monitor another one, take it alone: `F1Score(..., average="none")[0]`.
 
-    With several processes each feeds its own samples, and torchmetrics brings together what was added up.
+    With several processes each feeds its own samples, and torchmetrics brings together what was added up. Where a fit
+    goes on inside of an epoch with another number of them, its figures of that epoch are of a part of the samples.
 
     Args:
         metrics: by the names that their figures shall have; or a MetricCollection, which has names

@@ -106,6 +106,7 @@ def test_a_line_through_points_is_found_again():
 
     assert start == pytest.approx(2e-4)
     assert slope == pytest.approx(3e-9)
+    assert cluster.line([(1, 1e-3), (1000, 0.9e-3)])[1] == 1e-12
 
 
 def test_a_step_that_is_not_as_foretold_is_named():
@@ -155,17 +156,18 @@ def test_the_picture_names_every_case(tmp_path):
 @pytest.mark.parametrize(
     ("value", "unit", "told"),
     [(3.4e-6, "s", "3.4 us"), (0.0281, "s", "28.1 ms"), (900, "s", "900 s"), (989e12, "FLOP/s", "989 TFLOP/s"),
-     (4.5e11, "B/s", "450 GB/s"), (203_530, "", "203,530"), (0.4, "of it", "0.4 of it")],
+     (4.5e11, "B/s", "450 GB/s"), (203_530, "", "203,530"), (0.4, "of it", "0.4 of it"), (0.0, "s", "0 s")],
 )  # fmt: skip
 def test_a_value_is_told_in_its_unit(value, unit, told):
     assert cluster._value(value, unit) == told
 
 
 def test_constants_are_measured_and_kept_and_the_pages_and_the_picture_follow(tmp_path, monkeypatch, capsys):
-    # processes are started three times, each with an import of torch: there is no quicker way to two of them
+    # two processes are started twice, each with an import of torch: there is no quicker way to them
     monkeypatch.setattr(cluster, "STEPS", {"mnist_mlp": 3})
-    monkeypatch.setattr(cluster, "SIZES", [2**10, 2**12])
-    monkeypatch.setattr(cluster, "SAVES", [2**12, 2**14])
+    monkeypatch.setattr(cluster, "PROCESSES", (2,))
+    monkeypatch.setattr(cluster, "SIZES", [2**10, 2**22])
+    monkeypatch.setattr(cluster, "SAVES", [2**12, 2**22])
     monkeypatch.setattr(cluster, "TURNS", 20)
     files: dict[str, Any] = {"FILE": tmp_path / "cluster.json", "PICTURE": tmp_path / "img" / "cluster.svg"}
     pages = [tmp_path / "page.md"]

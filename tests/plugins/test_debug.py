@@ -142,7 +142,7 @@ SETTINGS = ("dtype", "deterministic", "cudnn.deterministic", "cudnn.benchmark")
 def is_a_right(change: str, hook: str) -> bool:
     """Whether a plugin may do that in this hook."""
     if change in DRAWS:
-        return HOOKS[hook].kind != "tell"
+        return HOOKS[hook].kind != "tell" or hook == "on_teardown"  # where one that it had set is put back
     if change in MODES:
         return hook in ("on_split_start", "on_teardown", "prepare_model")
     return change in SETTINGS and hook in ("on_teardown", "prepare_model")

@@ -81,7 +81,8 @@ PLUGINS: dict[str, Callable[[], Sequence[Any]]] = {
     ],
     "validation": lambda: [Validation(OTHERS, every_steps=3), Validation(OTHERS, name="other", save_best=True)],
 }
-ELSEWHERE = {"debug", "mlflow", "profile", "regression", "throughput", "wandb", "watchdog"}  # in files of their own
+# in files of their own
+ELSEWHERE = {"debug", "distributed", "mlflow", "profile", "regression", "throughput", "wandb", "watchdog"}
 
 
 class StopAt:

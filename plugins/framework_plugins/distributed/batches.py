@@ -78,29 +78,28 @@ class RankRows(Sampler[list[Any]]):
                     rows = next(batches, None)
 
 
-class RankSlices:
+class RankSlices(DataLoader[Any]):
     """The batches of any iterable, each cut to the rows of one process. All processes go through all of it.
 
     What it draws is drawn from the stream that the processes have in common: so they see the same batches.
     """
 
     mark = 0
+    whole: Any = None  # asked for before there is one when it is copied
 
-    def __init__(self, whole: Any, rank: int, size: int, common: Common) -> None:
+    def __init__(self, whole: Any, rank: int, size: int, common: Common) -> None:  # not DataLoader's own
         self.whole, self.rank, self.size = whole, rank, size
         self.generator = common.generator
         self.sizes: list[int] = []
         self._common = common
 
     def __getattr__(self, name: str) -> Any:
-        if name == "whole":  # asked for before there is one when it is copied
-            raise AttributeError(name)
         return getattr(self.whole, name)
 
     def __len__(self) -> int:
         return len(self.whole)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Any:
         sizes: list[int] = []
         self.sizes = sizes
         with self._common:

@@ -58,6 +58,17 @@ def around_run(run: Any, run_dir: Path | None) -> Iterator[Path | None]:
         job = None
 
 
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """What is printed goes nowhere."""
+    with (
+        Path(os.devnull).open("w", encoding="utf-8") as to,
+        contextlib.redirect_stdout(to),
+        contextlib.redirect_stderr(to),
+    ):
+        yield
+
+
 def remember(path: Path) -> None:
     """Keep in torchrun's store where the run is, for the processes that it may start anew."""
     Store.of_torchrun().remember("run_dir", str(path))

@@ -7,7 +7,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Generator, Mapping, MutableMapping
+from collections.abc import Callable, Generator, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,6 @@ class Distributed:
         self._wrapped: Any = None
         self._cutters: dict[str, Any] = {}  # of each split: what knows the sizes of its whole batches
         if self.size > 1:  # else nobody is to be asked about anything
-            self.on_fit_start = self._begin
             self.on_split_start = self._start_pass
             self.on_batch_start = self._weigh
             self.on_split_end = self._compare_batches
@@ -92,6 +91,8 @@ class Distributed:
         self._place(trainer)
         self._ranks = trainer.processes = Ranks(self.timeout, trainer.device)
         self._ranks.same(_facts_of(trainer), "what they train")
+        if self.rank and launch.job is None:  # the library
+            self._undo.enter_context(launch.silence())
         self._share_run_dir(trainer)
         self._split_draws()
         whole = yield
@@ -125,7 +126,7 @@ class Distributed:
                 launch.remember(launch.job.path)
         real = self._ranks.gather(trainer.run_dir and os.path.abspath(trainer.run_dir))[0]
         if self.rank and trainer.run_dir is not None:
-            if launch.job is None:  # the library
+            if launch.job is None:
                 self._undo.callback(setattr, trainer, "run_dir", trainer.run_dir)
                 trainer.run_dir = Path(self._undo.enter_context(tempfile.TemporaryDirectory()))
             launch.link(trainer.run_dir, Path(real))
@@ -167,11 +168,24 @@ class Distributed:
         loader = yield
         if self.size == 1:
             return loader
-        # what is evaluated beside a fit leaves no trace in the order of its data
-        common = self._common if split in ("train", "val") else self._common.aside()
-        made = of_rank(loader, self.rank, self.size, common)
-        self._cutters[split] = cutter(made)
-        return made
+        if cutter(loader) is None:  # else it is one of this fit's, which a plugin evaluates
+            # what is evaluated beside a fit leaves no trace in the order of its data
+            common = self._common if split in ("train", "val") else self._common.aside()
+            loader = of_rank(loader, self.rank, self.size, common)
+        self._cutters[split] = cutter(loader)
+        return loader
+
+    @hookimpl(wrapper=True)
+    def on_fit_start(self, trainer: Trainer) -> Iterator[None]:
+        if self.size > 1:
+            self._begin(trainer)
+        yield  # a plugin may freeze or thaw something
+        self._follow(trainer)
+
+    @hookimpl(wrapper=True)
+    def on_epoch_start(self, trainer: Trainer) -> Iterator[None]:
+        yield
+        self._follow(trainer)
 
     def _begin(self, trainer: Trainer) -> None:
         lengths = {f"the number of batches of {split}": _length(loader) for split, loader in trainer.loaders.items()}
@@ -184,7 +198,8 @@ class Distributed:
         how = "its weights cut over them (FSDP2)" if self.shard else "each with a copy of the weights (DDP)"
         tqdm.write(f"processes {self.size} on {trainer.device.type}, {how}")
 
-    def on_epoch_start(self, trainer: Trainer) -> None:
+    def _follow(self, trainer: Trainer) -> None:
+        """DDP averages the gradients of what learned when it was made."""
         if self.size > 1 and not self.shard and self._learning != (now := _learning(trainer.model)):
             if trainer.prepared is not self._wrapped:
                 raise UsageError(

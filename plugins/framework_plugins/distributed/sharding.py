@@ -33,7 +33,7 @@ def shard(model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.devi
     for unit in reversed([unit for unit in units if unit is not model and any(True for _ in unit.parameters())]):
         if not isinstance(unit, (FSDPModule, nn.ModuleList)):
             fully_shard(unit, mesh=mesh)  # inner ones first
-    fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)  # else the parameters are whole after an evaluation
     now = dict(model.named_parameters(remove_duplicate=False))
     cut = {id(parameter): now[name] for name, parameter in before.items()}
     for group in optimizer.param_groups:
@@ -72,10 +72,13 @@ def cut_snapshot(snapshot: Snapshot, model: nn.Module, optimizer: torch.optim.Op
     state = snapshot.optimizer.get("state", {})
     cut = {index: mapped(like(members[index]), held) for index, held in state.items()}
     snapshot.optimizer = {**snapshot.optimizer, "state": cut}
-    shapes = {tuple(member.shape): member for member in members if isinstance(member, DTensor)}
 
-    def of_plugins(tensor: Tensor) -> Tensor:
-        """Averages and copies of weights have their shapes; what else has such a shape is no floating point number."""
-        return like(shapes.get(tuple(tensor.shape)))(tensor) if tensor.is_floating_point() else tensor
+    def of_plugins(tree: Any) -> Any:
+        """Averages and copies of weights stand under the names of the weights."""
+        if isinstance(tree, dict):
+            same = tree.copy()
+            same.update({k: like(live.get(k))(v) if isinstance(v, Tensor) else of_plugins(v) for k, v in tree.items()})
+            return same
+        return type(tree)(map(of_plugins, tree)) if type(tree) in (list, tuple) else tree
 
-    snapshot.plugins = mapped(of_plugins, snapshot.plugins)
+    snapshot.plugins = of_plugins(snapshot.plugins)

@@ -19,13 +19,14 @@ from filelock import FileLock
 
 HERE = Path(__file__).parent
 TOLD = 3000  # letters of the output that are shown
-PATIENCE = 120  # seconds after which a run of several processes is given up: one that waits forever is a failure
+PATIENCE = 240  # seconds after which a run of several processes is given up: one that waits forever is a failure
 
 
 @dataclass(frozen=True)
 class Ended:
     """A run of several processes that is over: its exit status, its output, and what each rank has found."""
 
+    folder: Path
     status: int
     output: str
     ranks: list[dict[str, Any]]
@@ -86,7 +87,7 @@ def torchrun(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ended]:
                 _run(words or (str(HERE / f"{name}.py"), str(folder)), world, folder)
         output = (folder / "output.txt").read_text(encoding="utf-8", errors="replace")
         ranks = [_found(folder / f"rank-{rank}.jsonl") for rank in range(world)]
-        return Ended(int((folder / "status").read_text(encoding="utf-8")), output[-TOLD:], ranks)
+        return Ended(folder, int((folder / "status").read_text(encoding="utf-8")), output[-TOLD:], ranks)
 
     return ended
 

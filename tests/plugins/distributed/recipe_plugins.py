@@ -23,6 +23,7 @@ from framework_plugins.torchmetrics import TorchMetrics
 from framework_plugins.validation import Validation
 from framework_plugins.wandb import Wandb
 from torch import nn
+from torch.utils.data import TensorDataset
 from torchmetrics import CohenKappa
 
 from framework import Recipe, Result, Trainer
@@ -33,16 +34,15 @@ SET: dict[str, Callable[[], Any]] = {  # those that need to be told what to do, 
     "average_weights": lambda: AverageWeights(decay=0.8),
     "clip_gradients": lambda: ClipGradients(norm=5.0),
     "compile": lambda: Compile(backend="aot_eager"),
-    "freeze": lambda: Freeze(["0.bias"], until_epoch=1),
+    "freeze": lambda: Freeze(["0.bias"]),
     "limits": lambda: Limits(steps=1000),
     "mixed_precision": lambda: MixedPrecision("bf16"),
     "torchmetrics": lambda: TorchMetrics({"kappa": CohenKappa(task="multiclass", num_classes=10)}),
     "validation": lambda: Validation(every_steps=5),
     "wandb": lambda: Wandb(mode="offline"),
 }
-OF_A_PLANE, OF_NUMBERS = "decision_boundary", "regression"
-FROM_OUTSIDE = "distributed"  # by -p
-OF_CLASSES = [name for name in BUILT_IN if name not in (OF_A_PLANE, OF_NUMBERS, FROM_OUTSIDE)]
+OF_A_PLANE, OF_NUMBERS = ["decision_boundary"], ["regression", "compile"]  # what compiles does so for each new shape
+OF_CLASSES = [name for name in BUILT_IN if name not in (*OF_A_PLANE, *OF_NUMBERS, "distributed")]  # that is from -p
 
 
 class Tells:
@@ -60,15 +60,15 @@ class Tells:
 
 def recipe() -> dict[str, Callable[[], Recipe]]:
     """All of them, in three variants."""
-    train, val, test = digits(150)
+    train, *others = digits(150)
+    val, test = (TensorDataset(*(part[:50] for part in data.tensors)) for data in others)
     x = torch.randn(50, 2, generator=torch.Generator().manual_seed(1))
 
-    def variant(label: str, model: nn.Module, loss: Any, data: dict[str, Any], names: list[str]) -> Recipe:
-        plugins = [SET[name]() if name in SET else name for name in names]
+    def variant(label: str, model: nn.Module, loss: Any, data: dict[str, Any], names: list[Any]) -> Recipe:
+        plugins: list[Any] = [SET[name]() if name in SET else name for name in names]
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-        return Recipe(
-            model=model, loss=loss, optimizer=optimizer, **data, epochs=2, batch_size=21, plugins=[*plugins, Tells(label)]
-        )  # fmt: skip
+        plugins.append(Tells(label))
+        return Recipe(model=model, loss=loss, optimizer=optimizer, **data, epochs=2, batch_size=21, plugins=plugins)
 
     return {
         "classes": lambda: variant(
@@ -76,9 +76,10 @@ def recipe() -> dict[str, Callable[[], Recipe]]:
             {"train": train, "val": val, "test": test}, OF_CLASSES,
         ),
         "plane": lambda: variant(
-            "plane", nn.Linear(2, 2), nn.CrossEntropyLoss(), {"train": (x, (x[:, 0] > 0).long())}, [OF_A_PLANE]
+            "plane", nn.Linear(2, 2), nn.CrossEntropyLoss(), {"train": (x, (x[:, 0] > 0).long())},
+            [*OF_A_PLANE, Freeze(["bias"], until_epoch=1)],
         ),
         "numbers": lambda: variant(
-            "numbers", nn.Linear(2, 1), nn.MSELoss(), {"train": (x, x[:, :1])}, [OF_NUMBERS]
+            "numbers", nn.Linear(2, 1), nn.MSELoss(), {"train": (x, x[:, :1])}, OF_NUMBERS
         ),
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from rank_kills import command, said, started
 
+from framework import rebuild
 from framework.checkpoint import find, manifest, newest, read
+from framework.cli import main
 
+PATIENCE = 120.0
 kinds = pytest.mark.parametrize("kind", ["copies", "shards"])
 
 
@@ -159,3 +164,33 @@ def test_the_rows_of_two_ranks_are_the_batches_of_one_process(ranks: Any, worker
 
     assert rows_of(whole) == alone["rows"]
     assert_close(whole[0]["history"], alone["history"])
+
+
+# ------------------------------------------------------------------------------------------------- the command line
+
+
+def test_one_process_resumes_evaluates_and_predicts_with_a_run_of_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], oracle: ModuleType
+) -> None:
+    """Its weights were cut over the two."""
+    words = [str(Path(__file__).with_name("worker_lab.py")), "--shard", "--halt", "7", "--run-dir", "run"]
+    words += ["--device", "cpu", "-p", "distributed", "-p", "no:plot"]
+    with started(command(["-m", "framework", *words], 2), tmp_path) as process:
+        process.wait(PATIENCE)
+    assert "stopped   Ctrl-C; 1 epoch, 7 steps" in said(tmp_path), said(tmp_path)[-3000:]
+    monkeypatch.chdir(tmp_path)
+    last = find(Path("run"), "last")
+    assert last is not None
+    assert manifest(last)["world_size"] == 2
+
+    _, trainer, path = rebuild(Path("run"), label="last")
+    assert path == last
+    oracle.assert_same(dict(trainer.model.state_dict()), read(last).model)
+    capsys.readouterr()
+    assert main(["resume", "run"]) == 0
+    assert "resumed   from step 7 (epoch 1, " in capsys.readouterr().out
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text("utf-8").splitlines()]
+    assert [(row["epoch"], row["step"]) for row in rows] == [(0, 5), (1, 10), (2, 15), (3, 20)]
+    assert main(["evaluate", "run"]) == main(["predict", "run", "[0.5, 1.0, -2.0]"]) == 0
+    best = max(row["val_accuracy"] for row in rows if row["val_loss"] == min(row["val_loss"] for row in rows))
+    assert f"accuracy {best:.6g}" in capsys.readouterr().out

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from rank_kills import command, end, said, started
 
 from framework.checkpoint import find, manifest, store
 
+pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs the signals of POSIX")
 HERE = Path(__file__).parent
 PATIENCE = 240.0
 
@@ -59,7 +61,7 @@ def launch(tmp_path: Path) -> Launch:
         *more: str, ranks: int = 2, restarts: int = 0, faults: Any = (), words: Any = (), name: str = "한 실행"
     ) -> Ended:
         folder = tmp_path / name
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)  # gone on with, where it is there
         lab = [str(HERE / "worker_lines.py"), str(HERE / "worker_lab.py"), "--run-dir", "run", "--device", "cpu"]
         plugins = ["-p", "distributed", "-p", "no:plot", "-p", "no:progress", "-p", str(HERE / "worker_faults.py")]
         told = {"FAULTS": json.dumps(faults), "FAULTS_FOLDER": str(folder)}
@@ -87,19 +89,18 @@ def sound(run_dir: Path) -> list[int]:
 
 def test_a_rank_that_is_killed_anywhere_is_named_and_the_run_goes_on_exactly(launch: Launch) -> None:
     faults = [
-        fault(0, "forward", 3), fault(1, "all-reduce", 5), fault(0, "save", 8), fault(1, "save", 8),
-        fault(0, "commit", 12), fault(1, "commit", 14),
+        fault(0, "forward", 3), fault(1, "all-reduce", 5), fault(0, "save", 8), fault(0, "commit", 10),
+        fault(1, "commit", 12),
     ]  # fmt: skip
     killed = launch(restarts=len(faults), faults=faults)
     alone = launch(name="alone")
 
     assert killed.status == alone.status == 0, killed.output[-3000:]
-    assert [f"rank {fault['rank']} has gone" in told for fault, told in zip(faults, killed.attempts, strict=False)] == [
-        True
-    ] * 6
+    for each, told in zip(faults, killed.attempts, strict=False):
+        assert f"rank {each['rank']} has gone" in told
     begun = [line.split()[1] for line in killed.notes(0, "begins")]
-    assert begun[:6] == ["0", "2", "4", "6", "6", "10"]
-    assert begun[6] in ("12", "14")  # rank 0 had everything that it needs for the commit
+    assert begun[:5] == ["0", "2", "4", "6", "8"]
+    assert begun[5:] in (["10"], ["12"])  # rank 0 may have had everything that it needs for the commit
     assert killed.notes(1, "begins") == killed.notes(0, "begins")
     assert sound(killed.run_dir) == sound(alone.run_dir)
     assert end(killed.run_dir) == end(alone.run_dir)
@@ -123,24 +124,23 @@ def test_of_four_processes_the_others_end_without_a_restart_and_the_newest_check
 
 
 def test_a_signal_to_one_rank_stops_or_saves_all_at_one_step(launch: Launch) -> None:
-    """SIGUSR1 and then SIGTERM come to rank 1, and in the next attempt SIGINT to rank 0."""
+    """SIGUSR1 and then SIGTERM come to rank 1, and when torchrun has started them again SIGINT to rank 0."""
     long = ["--epochs", "200", "--every", "100000"]
-    signalled = launch(*long, restarts=2, faults=[fault(1, "SIGUSR1", 10), fault(0, "SIGINT", 10)])
+    stopped = launch(*long, restarts=1, faults=[fault(1, "SIGUSR1", 10), fault(0, "SIGINT", 10)])
+    gone_on = launch(*long)  # the same command
     alone = launch(*long, name="alone")
 
-    assert signalled.status == alone.status == 0, signalled.output[-3000:]
-    assert signalled.notes(0, "ends") == signalled.notes(1, "ends")
-    stops = [line.split() for line in signalled.notes(0, "ends")]
-    assert [(attempt, *why) for attempt, _, *why in stops] == [
-        ("0", "SIGTERM"), ("1", "Ctrl-C"), ("2", "None")
-    ]  # fmt: skip
-    assert signalled.notes(0, "told of") == signalled.notes(1, "told of")
-    saved = [int(line.split("-")[1]) for line in signalled.notes(0, "told of")]
-    assert saved[1:3] == [int(step) for _, step, *_ in stops[:2]]
-    assert 10 < saved[0] < saved[1]
-    assert [line.split()[1] for line in signalled.notes(1, "begins")] == ["0", *(step for _, step, *_ in stops[:2])]
-    assert re.findall(r"exitcode: (-?\d+)\) local_rank", signalled.output) == ["143", "130"]
-    assert end(signalled.run_dir) == end(alone.run_dir)
+    assert (stopped.status, gone_on.status, alone.status) == (1, 0, 0), gone_on.output[-3000:]
+    assert re.findall(r"exitcode: (-?\d+)\) local_rank", stopped.output) == ["143", "130"]
+    assert gone_on.notes(0, "ends") == gone_on.notes(1, "ends")
+    stops = [line.split() for line in gone_on.notes(0, "ends")]
+    assert [why for _, _, *why in stops] == [["SIGTERM"], ["Ctrl-C"], ["None"]]
+    assert gone_on.notes(0, "told of") == gone_on.notes(1, "told of")
+    saved = [int(line.split("-")[1]) for line in gone_on.notes(0, "told of")]
+    assert {int(step) for _, step, *_ in stops} <= {*saved}
+    assert 10 < saved[0] < int(stops[0][1])  # that of SIGUSR1
+    assert [line.split()[1] for line in gone_on.notes(1, "begins")] == ["0", *(step for _, step, *_ in stops[:2])]
+    assert end(gone_on.run_dir) == end(alone.run_dir)
 
 
 # ------------------------------------------------------------------------------------------------- errors of one rank
@@ -166,9 +166,13 @@ def test_a_mistake_of_all_ranks_ends_them_before_anything_is_written(launch: Lau
 # ---------------------------------------------------------------------------------- 53: disagreeing, 54: cannot save
 
 DISAGREEING = {
-    "model": "shape", "optimizer": "optimizer", "learning rate": "lr", "plugins": "another", "rows": "samples",
-    "step": "step",
-}  # fmt: skip
+    "model": "0.weight is (4, 3) torch.float32 on rank 0 and (5, 3) torch.float32 on rank 1",
+    "optimizer": "optimizer is SGD on rank 0 and Adam on rank 1",
+    "learning rate": "lr of the optimizer's group 0 is 0.1 on rank 0 and 0.2 on rank 1",
+    "plugins": "the list of plugins is steps, distributed on rank 0 and another, steps, distributed on rank 1",
+    "rows": "the number of batches of train is 5 on rank 0 and 6 on rank 1",
+    "step": "the checkpoint to go on from is step-000000000009 on rank 0 and step-000000000010 on rank 1",
+}
 
 
 @pytest.mark.parametrize("case", DISAGREEING)
@@ -177,10 +181,7 @@ def test_ranks_that_disagree_are_told_what_differs_before_the_first_step(torchru
 
     assert first["error"] == other["error"]
     assert DISAGREEING[case] in first["error"]
-    assert "rank 0" in first["error"]
-    assert "rank 1" in first["error"]
     assert first["steps"] == other["steps"] == 0
-    assert "given up" not in first["error"]
 
 
 def test_command_lines_that_disagree_are_told_what_differs(launch: Launch) -> None:

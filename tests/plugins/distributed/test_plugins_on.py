@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

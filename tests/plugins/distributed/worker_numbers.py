@@ -283,8 +283,8 @@ class Masks:
 
 @case
 def dropout() -> Fit:
-    model = mlp(1, nn.Dropout())
-    return Fit(model, rows(23), rows(7), {"epochs": 3, "batch_size": 5}, plugins=[Masks()])
+    options = {"epochs": 3, "batch_size": 8}  # as many rows for each rank, so that equal masks would be seen
+    return Fit(mlp(1, nn.Dropout()), rows(24), rows(7), options, plugins=[Masks()])
 
 
 @case
@@ -481,8 +481,15 @@ FOUR = (  # those that four processes run too: where more ranks make a differenc
 if __name__ == "__main__":
     import os
 
+    import worker_recipes
     from framework_plugins.distributed import Distributed
     from running import work
 
-    chosen = CASES if os.environ["WORLD_SIZE"] == "2" else {name: CASES[name] for name in FOUR}
-    work({name: partial(trained, make, lambda **knobs: [Distributed(**knobs)]) for name, make in chosen.items()})
+    two = os.environ["WORLD_SIZE"] == "2"
+    work(
+        {
+            name: partial(trained, CASES[name], lambda **knobs: [Distributed(**knobs)])
+            for name in (CASES if two else FOUR)
+        }
+        | worker_recipes.cases([] if two else worker_recipes.FEW)  # four processes are started once for both files
+    )

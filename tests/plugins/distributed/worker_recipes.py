@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +84,14 @@ def is_there(name: str) -> bool:
     return not name.startswith("mnist") or images.is_file()
 
 
-if __name__ == "__main__":
+def cases(names: Iterable[str]) -> dict[str, Callable[[Path], Any]]:
+    """What a rank runs."""
     from framework_plugins.distributed import Distributed
+
+    return {name: partial(trained, name, [Distributed()]) for name in names if is_there(name)}
+
+
+if __name__ == "__main__":
     from running import work
 
-    chosen = [name for name in (TRAIN if os.environ["WORLD_SIZE"] == "2" else FEW) if is_there(name)]
-    work({name: (lambda folder, name=name: trained(name, [Distributed()], folder)) for name in chosen})
+    work(cases(TRAIN))
