@@ -124,7 +124,12 @@ class Distributed:
             (trainer.run_dir / launch.CHECKPOINTS).mkdir(parents=True, exist_ok=True)
             if launch.job is not None:
                 launch.remember(launch.job.path)
-        real = self._ranks.gather(trainer.run_dir and os.path.abspath(trainer.run_dir))[0]
+        real, *others = self._ranks.gather(trainer.run_dir and os.path.abspath(trainer.run_dir))
+        if launch.job is None and set(others) != {real}:
+            raise UsageError(
+                f"the processes would write into {real} and {others[0]}; where a recipe lists this plugin, the command "
+                f"line says -p {self.name} as well"
+            )
         if self.rank and trainer.run_dir is not None:
             if launch.job is None:
                 self._undo.callback(setattr, trainer, "run_dir", trainer.run_dir)

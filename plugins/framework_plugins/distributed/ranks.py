@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -85,6 +86,7 @@ class Ranks(Processes):
             backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
             store = PrefixStore("group", Store.of_torchrun().now)
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
+            atexit.register(self._leave)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.group: Any = dist.new_group(backend="gloo", timeout=patience)
         self.local_of: Callable[[str, Any], Any] = lambda name, tree: tree
@@ -102,6 +104,10 @@ class Ranks(Processes):
 
     def fail(self) -> None:
         self._failed = True
+
+    def _leave(self) -> None:
+        if dist.is_initialized() and not self._failed:  # else the others may not come to it
+            dist.destroy_process_group()
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all processes, on the device of `value`."""

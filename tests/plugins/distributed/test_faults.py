@@ -125,7 +125,7 @@ def test_of_four_processes_the_others_end_without_a_restart_and_the_newest_check
 
 def test_a_signal_to_one_rank_stops_or_saves_all_at_one_step(launch: Launch) -> None:
     """SIGUSR1 and then SIGTERM come to rank 1, and when torchrun has started them again SIGINT to rank 0."""
-    long = ["--epochs", "200", "--every", "100000"]
+    long = ["--epochs", "40", "--every", "100000"]
     stopped = launch(*long, restarts=1, faults=[fault(1, "SIGUSR1", 10), fault(0, "SIGINT", 10)])
     gone_on = launch(*long)  # the same command
     alone = launch(*long, name="alone")

@@ -11,10 +11,15 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+from framework_plugins.distributed import plugin as distributed
+
 from framework import Result, Trainer, hookimpl
 from framework.checkpoint import files, store
 
 PARTS = "optimizer.safetensors", "rank-00001.safetensors", "rank-00003.safetensors"  # what a rank writes, one of each
+
+
+distributed.MOST_STEPS = 20  # from one agreement to the next, however fast the steps are
 
 
 def die() -> None:
@@ -73,14 +78,13 @@ class Faults:
         if self.due("raise"):
             raise RuntimeError("the disk fell off")
         if self.at.startswith("SIG") and trainer.step == self.first + self.step:
-            self.note("sent", self.at, trainer.step)
             os.kill(os.getpid(), getattr(signal, self.at))
-            if self.at == "SIGUSR1":  # a save, and then an end
-                self.at, self.step = "SIGTERM", self.step + 200
 
-    def on_checkpoint(self, path: Path) -> None:
+    def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
         store.read(path)
         self.note("told of", path.name)
+        if self.at == "SIGUSR1":  # that was the save which it asked for; now an end
+            self.at, self.step = "SIGTERM", trainer.step + 5 - self.first
 
     def on_fit_end(self, trainer: Trainer, result: Result) -> None:
         self.note("ends", trainer.step, result.stop_reason)
