@@ -74,9 +74,7 @@ class Trainer:
     ) -> None:  # fmt: skip
         _check(model, loss, optimizer)
         self.on_nonfinite = one_of("on_nonfinite", on_nonfinite, ("stop", "continue"))
-        self.model = model
-        self.loss = loss
-        self.optimizer = optimizer
+        self.model, self.loss, self.optimizer = model, loss, optimizer
         self.device = resolve(device)
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.plugins = Plugins(several(plugins), loop.ANSWERS)
@@ -299,7 +297,8 @@ class Trainer:
 
     def _commit(self, labels: Iterable[str], snapshot: Snapshot | None = None) -> None:
         assert self.run_dir is not None
-        with contextlib.nullcontext() if self._run_lock else checkpoint.lock(self.run_dir, by="fit"):
+        mine = self._run_lock or self.processes.rank  # of several processes the first one holds it
+        with contextlib.nullcontext() if mine else checkpoint.lock(self.run_dir, by="fit"):
             self._tell_of(self._writer.finished())  # before the state is asked for: it may be about what was written
             taken = snapshot or self.snapshot()
             self._tell_of(self._writer.write(taken, self.run_dir, labels, not self._running, self.processes))

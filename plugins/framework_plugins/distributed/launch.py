@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import itertools
 import json
 import os
 import shutil
@@ -29,6 +30,8 @@ SAME = "recipe", "sha256", "knobs", "seed"  # of a run that is gone on with by t
 SIGNALS = None, "Ctrl-C", "SIGTERM", "SIGHUP"  # why a run ended that can go on
 
 job: Any = None  # of this process, while it runs
+_numbers = itertools.count()  # of the runs of this process
+_streams = sys.stdout, sys.stderr
 
 
 @contextlib.contextmanager
@@ -69,6 +72,10 @@ def silence() -> Iterator[None]:
         yield
 
 
+def _is_silent() -> bool:
+    return getattr(sys.stdout, "name", "") == os.devnull
+
+
 def remember(path: Path) -> None:
     """Keep in torchrun's store where the run is, for the processes that it may start anew."""
     Store.of_torchrun().remember("run_dir", str(path))
@@ -76,13 +83,13 @@ def remember(path: Path) -> None:
 
 def _agreed(run: Any, run_dir: Path | None, rank: int) -> Path | None:
     """The directory of a run to go on with, or that was named, as the first process has found it for all of them."""
-    store = Store.of_torchrun().now
+    store, key = Store.of_torchrun().now, f"run/{next(_numbers)}"
     if rank == 0:
         known = Store.of_torchrun().remembered("run_dir") if attempt() else ""
         path = run_dir or (Path(known) if known else None)
         resumes, finished = _goes_on(run, path) if path else (False, False)
-        store.set("run", json.dumps([str(path or ""), resumes, finished]))
-    path_told, resumes, finished = json.loads(store.get("run"))
+        store.set(key, json.dumps([str(path or ""), resumes, finished]))
+    path_told, resumes, finished = json.loads(store.get(key))
     if finished and attempt():
         print(f"finished  {path_told} before torchrun started it anew")
         raise SystemExit(0)
@@ -151,11 +158,13 @@ def _errors_told(rank: int, size: int) -> Iterator[None]:
     Raises:
         FrameworkError: another process has gone, and which
     """
-    streams = sys.stdout, sys.stderr
+    global _streams
+    if not _is_silent():
+        _streams = sys.stdout, sys.stderr
     try:
         yield
     except Exception as error:
-        sys.stdout, sys.stderr = streams
+        sys.stdout, sys.stderr = _streams
         said = "" if (lost := is_of_connection(error)) else f"{type(error).__name__}: {error}"
         words: dict[int, str | None] = {}
         with contextlib.suppress(RuntimeError):  # the store has gone as well, with its machine

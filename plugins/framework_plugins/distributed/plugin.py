@@ -7,7 +7,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from framework import DeviceError, FrameworkError, Processes, Trainer, UsageError, hookimpl
+from framework import DeviceError, FrameworkError, Trainer, UsageError, hookimpl
 
 from . import launch
 from .batches import cutter, of_rank, part
@@ -76,7 +76,7 @@ class Distributed:
             self.on_split_start = self._start_pass
             self.on_batch_start = self._weigh
             self.on_split_end = self._compare_batches
-            self.on_epoch_end = self._compare_weights
+            self.on_epoch_end = self._compare
             self.on_fit_end = self._same_buffers
             self.reduce = self._sum
             self.agree = self._agree_on
@@ -228,7 +228,7 @@ class Distributed:
             if self._in_window == 0:
                 self._of_window = sum(sizes[begun : begun + trainer.accumulate])
                 if self._first:
-                    self._same_batches("train")
+                    self._compare_batches("train")
             trainer.weight = self.size * len(part(rows, self.rank, self.size)) / self._of_window
             if trainer.accumulate > 1:
                 self._average_gradients(trainer.boundary)
@@ -245,31 +245,36 @@ class Distributed:
         else:
             self._wrapped.require_backward_grad_sync = now
 
-    def _same_batches(self, split: str) -> None:
-        self._first = False
-        marks = self._ranks.gather(self._cutters[split].mark)
-        if len(set(marks)) > 1:
-            raise UsageError(
-                f"{split}: the processes have drawn different batches. A sampler must draw from torch's own generator, "
-                "or from one that it seeds: those of Python and NumPy differ from process to process"
-            )
+    def _compare_batches(self, split: str) -> None:
+        """All have drawn the same; those of an epoch are compared at its end."""
+        if split == "test" or self._first:
+            self._first = False
+            self._look_at_batches([split])
 
-    def _compare_batches(self, trainer: Trainer, split: str, metrics: MutableMapping[str, float]) -> None:
-        self._same_batches(split)
-
-    def _compare_weights(self, trainer: Trainer, epoch: int, metrics: Mapping[str, Any]) -> None:
+    def _compare(self, trainer: Trainer, epoch: int) -> None:
+        """At the end of an epoch: all have drawn the same batches, and have come to the same weights."""
         self._same_buffers(trainer)
-        if self.shard:
+        splits = [split for split in trainer.loaders if self._cutters[split]]
+        weights = {} if self.shard else dict(trainer.model.named_parameters())
+        sums = [_sum_of_bits(weight) for weight in weights.values()]
+        if self._ranks.agree([*(self._cutters[split].mark for split in splits), *sums]):
             return
-        weights = dict(trainer.model.named_parameters())
-        others = self._ranks.gather([_bytes_of(weight).sum().item() for weight in weights.values()])
-        apart = [rank for rank, theirs in enumerate(others) if theirs != others[0]]
-        if apart:
-            first = next(name for name, *each in zip(weights, *others, strict=True) if len(set(each)) > 1)
-            raise FrameworkError(
-                f"after epoch {epoch} the weights of rank {apart[0]} are not those of rank 0 any more, first {first}. "
-                "Gradients are averaged where `forward` calls the model that it is given, and all must take a step"
-            )
+        self._look_at_batches(splits)
+        others = self._ranks.gather(sums)
+        rank = next(rank for rank, theirs in enumerate(others) if theirs != others[0])
+        first = next(name for name, *each in zip(weights, *others, strict=True) if len(set(each)) > 1)
+        raise FrameworkError(
+            f"after epoch {epoch} the weights of rank {rank} are not those of rank 0 any more, first {first}. "
+            "Gradients are averaged where `forward` calls the model that it is given, and all must take a step"
+        )
+
+    def _look_at_batches(self, splits: list[str]) -> None:
+        for split in splits:
+            if not self._ranks.agree([self._cutters[split].mark]):
+                raise UsageError(
+                    f"{split}: the processes have drawn different batches. A sampler must draw from torch's own "
+                    "generator, or from one that it seeds: those of Python and NumPy differ from process to process"
+                )
 
     def _same_buffers(self, trainer: Trainer) -> None:
         """Running statistics are those of the first process, as with DDP."""
@@ -320,10 +325,8 @@ class Distributed:
             self._due = True
 
     def on_teardown(self, trainer: Trainer) -> None:
-        if self.size > 1:
-            trainer.processes = Processes()
-            if not self.shard and trainer.prepared is self._wrapped:
-                trainer.prepared = trainer.model  # which one process may call without the others
+        if self.size > 1 and not self.shard and trainer.prepared is self._wrapped:
+            trainer.prepared = trainer.model  # which one process may call without the others
         self._undo.close()
 
 
@@ -352,8 +355,9 @@ def _facts_of(trainer: Trainer) -> dict[str, Any]:
     return facts
 
 
-def _bytes_of(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+def _sum_of_bits(tensor: Tensor) -> int:
+    bits = tensor.detach().contiguous().reshape(-1).view(torch.int32 if tensor.itemsize == 4 else torch.uint8)
+    return int(bits.sum())
 
 
 def _learning(model: nn.Module) -> list[bool]:

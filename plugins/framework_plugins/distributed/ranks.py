@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -84,11 +85,11 @@ class Ranks(Processes):
         if not dist.is_initialized():
             rank, size = world()
             backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-            store = PrefixStore("group", Store.of_torchrun().now)
+            store = PrefixStore(f"group/{next(_NUMBERS)}", Store.of_torchrun().now)
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
             atexit.register(self._leave)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self.group: Any = dist.new_group(backend="gloo", timeout=patience)
+        self.group, self._on_cpu = _control_group(patience), device.type == "cpu"
         self.local_of: Callable[[str, Any], Any] = lambda name, tree: tree
         self._failed = False
 
@@ -106,7 +107,7 @@ class Ranks(Processes):
         self._failed = True
 
     def _leave(self) -> None:
-        if dist.is_initialized() and not self._failed:  # else the others may not come to it
+        if dist.is_initialized() and (self._on_cpu or not self._failed):  # else NCCL may wait for the others
             dist.destroy_process_group()
 
     def sum(self, value: Tensor) -> Tensor:
@@ -122,6 +123,11 @@ class Ranks(Processes):
         found = torch.tensor(values)
         dist.all_reduce(found, dist.ReduceOp.MAX, group=self.group)
         return found.tolist()
+
+    def agree(self, values: list[int]) -> bool:
+        """Whether all processes have the same numbers."""
+        largest = self.largest([*values, *(-value for value in values)])
+        return all(high == -low for high, low in zip(largest[: len(values)], largest[len(values) :], strict=True))
 
     def same(self, facts: Mapping[str, Any], what: str) -> None:
         """Compare what must be the same in all processes.
@@ -139,6 +145,18 @@ class Ranks(Processes):
         if found:
             more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
             raise UsageError(f"the processes differ in {what}: {'; '.join(found[:SHOWN])}{more}")
+
+
+_NUMBERS = itertools.count()  # of the times that this process has joined the others
+_groups: dict[Any, Any] = {}
+
+
+def _control_group(patience: timedelta) -> Any:
+    """The group for what processes tell each other; one is enough for all fits."""
+    key = dist.group.WORLD, patience
+    if key not in _groups:
+        _groups[key] = dist.new_group(backend="gloo", timeout=patience)
+    return _groups[key]
 
 
 def is_of_connection(error: BaseException) -> bool:
