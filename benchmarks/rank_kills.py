@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import random
 import subprocess
@@ -151,12 +152,12 @@ def run(folder: Path, ranks: int, kills: int, chance: random.Random, usual: Sequ
     """How often processes of one run were killed, and what was wrong, or nothing.
 
     Args:
-        usual: the seconds from the start of a process to its first step, and from there to its end
+        usual: the seconds from the start of torchrun to the first step, and those of the training
     """
     (folder / "lab.py").write_text(RECIPE, "utf-8")
     words = ["-m", "framework", "lab.py", "--ranks", str(ranks), "--run-dir", "run", "--device", "cpu"]
     words += ["-p", "distributed", "-p", "no:plot", "-p", "no:progress"]
-    killed, longest = 0, 1.4 * usual[1] / (kills + 1)  # else the run ends before some of them
+    killed, longest = 0, 2 * usual[1] / (kills + 1)
     with started(command(words, ranks, kills), folder) as process:
         try:
             while killed < kills and strike(process, folder, ranks, killed, chance, longest, usual[0]):
@@ -203,9 +204,8 @@ def main(arguments: list[str] | None = None) -> int:
         if why:
             print(f"the run that was left alone: {why}")
             return 1
-        first = max((Path(path) / f"0-{rank}.mark").stat().st_mtime for rank in range(options.ranks))
-        wanted, training = end(Path(path, "run")), time.time() - first
-        usual = time.monotonic() - begun - training, training
+        training = float(json.loads(Path(path, "run", "run.json").read_text("utf-8"))["seconds"])
+        wanted, usual = end(Path(path, "run")), (time.monotonic() - begun - training, training)
     killed = wrong = 0
     for number in range(options.runs) if options.run is None else [options.run]:
         with tempfile.TemporaryDirectory() as path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import psutil
 import pytest
@@ -27,9 +28,15 @@ def test_ten_kills_of_ranks_at_random_instants_end_as_the_run_left_alone(capsys:
 def test_a_run_that_ends_otherwise_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+
+    def kept(folder: Path, *_: object) -> tuple[int, str]:
+        (folder / "run").mkdir()
+        (folder / "run" / "run.json").write_text('{"seconds": 1.0}', "utf-8")
+        return 2, ""
+
     ends = iter([{"last model": "a", "metrics.jsonl": "b"}, {"last model": "c", "metrics.jsonl": "b"}])
     monkeypatch.setattr(rank_kills, "end", lambda run_dir: next(ends))
-    monkeypatch.setattr(rank_kills, "run", lambda folder, *_: (2, (folder / "0-0.mark").touch() or ""))
+    monkeypatch.setattr(rank_kills, "run", kept)
 
     assert rank_kills.main(["--runs", "1", "--ranks", "1"]) == 1
     assert "run 0 of seed 0, killed 2 times: it ended with another last model" in capsys.readouterr().out

@@ -326,7 +326,7 @@ class Distributed:
 
     def on_teardown(self, trainer: Trainer) -> None:
         if self.size > 1 and not self.shard and trainer.prepared is self._wrapped:
-            trainer.prepared = trainer.model  # which one process may call without the others
+            trainer.prepared, self._wrapped = trainer.model, None  # which one process may call without the others
         self._undo.close()
 
 

@@ -89,9 +89,17 @@ class Ranks(Processes):
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
             atexit.register(self._leave)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self.group, self._on_cpu = _control_group(patience), device.type == "cpu"
+        self._patience, self._on_cpu = patience, device.type == "cpu"
         self.local_of: Callable[[str, Any], Any] = lambda name, tree: tree
         self._failed = False
+
+    @property
+    def group(self) -> Any:
+        """The group for what the processes tell each other. Nobody holds it: torch aborts where it outlives its end."""
+        key = dist.group.WORLD, self._patience
+        if key not in _groups:
+            _groups[key] = dist.new_group(backend="gloo", timeout=self._patience)
+        return _groups[key]
 
     def gather(self, value: Any) -> list[Any]:
         if self._failed:
@@ -148,15 +156,7 @@ class Ranks(Processes):
 
 
 _NUMBERS = itertools.count()  # of the times that this process has joined the others
-_groups: dict[Any, Any] = {}
-
-
-def _control_group(patience: timedelta) -> Any:
-    """The group for what processes tell each other; one is enough for all fits."""
-    key = dist.group.WORLD, patience
-    if key not in _groups:
-        _groups[key] = dist.new_group(backend="gloo", timeout=patience)
-    return _groups[key]
+_groups: dict[Any, Any] = {}  # one is enough for all fits of a process
 
 
 def is_of_connection(error: BaseException) -> bool:
