@@ -19,11 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from framework import FrameworkError, UsageError, write_whole
 
-from .ranks import Store, attempt, is_of_connection, world
+from .ranks import Store, attempt, is_of_connection, leave, world
 
 RUN, CHECKPOINTS = "run.json", "checkpoints"
 SAME = "recipe", "sha256", "knobs", "seed"  # of a run that is gone on with by the command that began it
@@ -55,8 +53,7 @@ def around_run(run: Any, run_dir: Path | None) -> Iterator[Path | None]:
                 elif found:
                     run_dir = found
                 yield run_dir
-            if dist.is_initialized():
-                dist.destroy_process_group()
+            leave()
     finally:
         job = None
 

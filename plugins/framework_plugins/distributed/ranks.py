@@ -96,10 +96,9 @@ class Ranks(Processes):
     @property
     def group(self) -> Any:
         """The group for what the processes tell each other. Nobody holds it: torch aborts where it outlives its end."""
-        key = dist.group.WORLD, self._patience
-        if key not in _groups:
-            _groups[key] = dist.new_group(backend="gloo", timeout=self._patience)
-        return _groups[key]
+        if self._patience not in _groups:
+            _groups[self._patience] = dist.new_group(backend="gloo", timeout=self._patience)
+        return _groups[self._patience]
 
     def gather(self, value: Any) -> list[Any]:
         if self._failed:
@@ -115,8 +114,8 @@ class Ranks(Processes):
         self._failed = True
 
     def _leave(self) -> None:
-        if dist.is_initialized() and (self._on_cpu or not self._failed):  # else NCCL may wait for the others
-            dist.destroy_process_group()
+        if self._on_cpu or not self._failed:  # else NCCL may wait for the others
+            leave()
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all processes, on the device of `value`."""
@@ -156,7 +155,14 @@ class Ranks(Processes):
 
 
 _NUMBERS = itertools.count()  # of the times that this process has joined the others
-_groups: dict[Any, Any] = {}  # one is enough for all fits of a process
+_groups: dict[timedelta, Any] = {}  # one is enough for all fits of a process
+
+
+def leave() -> None:
+    """This process takes no part any more."""
+    _groups.clear()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def is_of_connection(error: BaseException) -> bool:
