@@ -254,7 +254,7 @@ class Distributed:
     def _compare(self, trainer: Trainer, epoch: int) -> None:
         """At the end of an epoch: all have drawn the same batches, and have come to the same weights."""
         self._same_buffers(trainer)
-        splits = [split for split in trainer.loaders if self._cutters[split]]
+        splits = [split for split in trainer.loaders if self._cutters[split] is not None]
         weights = {} if self.shard else dict(trainer.model.named_parameters())
         sums = [_sum_of_bits(weight) for weight in weights.values()]
         if self._ranks.agree([*(self._cutters[split].mark for split in splits), *sums]):
