@@ -56,9 +56,9 @@ def together(processes: Processes, do: Callable[[], Made]) -> list[Made]:
             error.add_note(f"rank {processes.rank}")
         made = None, error
     everyone = processes.gather(made)
-    for failed in [made[1], *(error for _, error in everyone)]:  # its own is told best by itself
+    for rank, (_, failed) in enumerate(everyone):  # the same one in all, or they would go on in different ways
         if failed is not None:
-            raise failed
+            raise made[1] if rank == processes.rank and made[1] else failed
     return [value for value, _ in everyone]
 
 

@@ -149,8 +149,9 @@ def _commit(
         name, digest = at_first(processes, lambda: _named(beside, manifest(), written))
         return directory / name, digest
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            files.remove(beside)
+        if processes.rank == 0:  # which may be about to commit what another one takes for unfinished
+            with contextlib.suppress(OSError):
+                files.remove(beside)
         if not (again and isinstance(error, OSError) and error.errno == errno.EIO):
             raise
     # what an fsync could not write, the next fsync of the same file may take for written: only other files will do

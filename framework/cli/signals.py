@@ -99,7 +99,8 @@ class Signals:
             self._wanted = self._wanted if self.received else sys.maxsize
 
     def on_fit_end(self, trainer: Trainer, result: Result) -> None:
-        if result.stop_reason in REASONS.values():  # maybe for the signal of another process
+        several = trainer.processes.size > 1  # then it may be for the signal of another one
+        if result.stop_reason in REASONS.values() and (self.received or several):
             self.received = str(result.stop_reason)
             if self._saved != trainer.step:  # no plugin did
                 trainer.save("last")

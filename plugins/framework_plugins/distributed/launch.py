@@ -13,8 +13,10 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -158,6 +160,8 @@ def _errors_told(rank: int, size: int) -> Iterator[None]:
     global _streams
     if not _is_silent():
         _streams = sys.stdout, sys.stderr
+    before = signal.signal(signal.SIGTERM, _hear) if threading.current_thread() is threading.main_thread() else None
+    Store.of_torchrun().begin(rank)
     try:
         yield
     except Exception as error:
@@ -174,11 +178,24 @@ def _errors_told(rank: int, size: int) -> Iterator[None]:
             reason = "; ".join(others)
             if rank == 0:
                 _correct_reason(reason)
+            if rank != min(other for other, word in words.items() if word == ""):  # the first one left tells it
+                raise SystemExit(1) from error
             raise FrameworkError(reason) from error
         if words.get(0) == said != "":  # the first one tells it
             raise SystemExit(2 if isinstance(error, UsageError) else 1) from error
         error.add_note(f"rank {rank} of {size}")
         raise
+    if before is not None:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _hear(number: int, frame: Any) -> None:
+    """Where one process has gone, torchrun sends SIGTERM to the others at once: they say first which it was.
+
+    While a fit runs the command line hears that signal, and calls this one as well.
+    """
+    if signal.getsignal(number) is _hear and sys.exc_info()[0] is None:
+        raise SystemExit(128 + number)
 
 
 def _correct_reason(reason: str) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import atexit
 import itertools
 import os
+import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -17,7 +19,7 @@ from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defin
 
 from framework import CheckpointError, Processes, UsageError
 
-PATIENCE = 3.0  # seconds, for the last word of a process whose connections are closed
+PATIENCE = 10.0  # seconds, for the last word of a process whose connections are closed
 SHOWN = 3  # differences in one message
 
 
@@ -62,14 +64,34 @@ class Store:
         """The last word of this process: the error that ends it, empty where that was the end of another one."""
         self.now.set(f"end/{rank}", word)
 
+    def begin(self, rank: int) -> None:
+        """Tell the others where this process is."""
+        self.now.set(f"at/{rank}", f"{os.getpid()} {socket.gethostname()}")
+
     def words(self, ranks: Iterable[int]) -> dict[int, str | None]:
-        """The last word of each of these processes; None for one that says nothing."""
+        """The last word of each of these processes; None for one that is not there any more."""
         until, words = time.monotonic() + PATIENCE, {}  # type: float, dict[int, str | None]
         for rank in ranks:
-            while not (said := self.now.check([f"end/{rank}"])) and time.monotonic() < until:
+            pid = self._neighbour(rank)
+            while (
+                not (said := self.now.check([f"end/{rank}"])) and time.monotonic() < until and (not pid or _runs(pid))
+            ):
                 time.sleep(0.02)
-            words[rank] = self.now.get(f"end/{rank}").decode() if said else None
+            words[rank] = self.now.get(f"end/{rank}").decode() if said else "" if pid and _runs(pid) else None
         return words
+
+    def _neighbour(self, rank: int) -> int:
+        """The pid of a process on this machine; 0 for one elsewhere."""
+        key = f"at/{rank}"
+        pid, _, host = self.now.get(key).decode().partition(" ") if self.now.check([key]) else ("", "", "")
+        return int(pid) if host == socket.gethostname() else 0
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 class Ranks(Processes):

@@ -90,7 +90,19 @@ def test_the_ranks_go_through_all_recipes(torchrun: Callable[..., Any]) -> None:
 @pytest.mark.usefixtures("mnist")
 def test_the_convolutional_network_reaches_its_figure(torchrun: Callable[..., Any]) -> None:
     """That of its first epoch; that of both takes a minute: the same command without --epochs."""
-    words = ("-m", "framework", "mnist_cnn", "--epochs", "1", "--run-dir", "run", "--device", "cpu", "-p", "distributed")
+    words = (
+        "-m",
+        "framework",
+        "mnist_cnn",
+        "--epochs",
+        "1",
+        "--run-dir",
+        "run",
+        "--device",
+        "cpu",
+        "-p",
+        "distributed",
+    )
     ended = torchrun("mnist_cnn", 2, *words)
     assert ended.status == 0, ended.output
     info = json.loads((ended.folder / "run" / "run.json").read_text(encoding="utf-8"))
