@@ -78,7 +78,8 @@ class Trainer:
         self.device = resolve(device)
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.plugins = Plugins(several(plugins), loop.ANSWERS)
-        if one_of("on_plugin_error", on_plugin_error, ("stop", "disable")) == "disable":
+        self.on_plugin_error = one_of("on_plugin_error", on_plugin_error, ("stop", "disable"))
+        if self.on_plugin_error == "disable":
             self.plugins.disable_failing(lambda: f"epoch {self.epoch}, step {self.step}")
         self.prepared = model  # what prepare_model gave; the user's module before that
         self.count = samples or data.count_samples

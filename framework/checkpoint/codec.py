@@ -62,7 +62,7 @@ def _encode(tree: Any, tensors: dict[str, Tensor] | None, path: str, depth: int)
     if depth < 0:
         raise CheckpointError(f"{path:.200} contains itself, or is nested too deep")
     if isinstance(tree, Tensor):
-        return _tensor(tree, tensors, path)
+        return _tensor(tree, tensors, f"{path}." if PIECE.search(path) else path)
     if isinstance(tree, Piece):
         return _tensor(tree.tensor.contiguous(), tensors, f"{path}|piece {tree.dimension}")
     if isinstance(tree, list):

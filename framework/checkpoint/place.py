@@ -67,7 +67,7 @@ class Place:
     def _again(
         self, trainer: Trainer, mean: Mean, start: Callable[[], Iterator[Any]], told: dict[str, Any]
     ) -> Iterator[Any]:
-        sampler: Any = getattr(trainer.loaders["train"], "sampler", None)
+        sampler: Any = _sampler(trainer)
         if told["sampler_epoch"] != getattr(sampler, "epoch", None):  # told by an on_epoch_start, which is not repeated
             sampler.set_epoch(told["sampler_epoch"])
         if self._before:
@@ -94,7 +94,7 @@ class Place:
     def tell(self, trainer: Trainer) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
         if self._facts is None:
-            self._facts = {split: _facts(loader) for split, loader in trainer.loaders.items()}
+            self._facts = self.facts(trainer)
         told: dict[str, Any] = {
             "inside": self.inside, "random": random_states(*_all_generators(trainer)), "data": self._facts,
             "accumulate": trainer.accumulate, "optimizer": self._optimizer, "groups": self._groups,
@@ -109,15 +109,19 @@ class Place:
                 "first": self.first, "before": self._before,
                 "mean": [self._mean.total, self._mean.count, self._mean.batches],
                 "evaluating": [name for name, module in modules if not module.training],
-                "sampler_epoch": getattr(getattr(trainer.loaders["train"], "sampler", None), "epoch", None),
+                "sampler_epoch": getattr(_sampler(trainer), "epoch", None),
             }  # fmt: skip
         return told
+
+    def facts(self, trainer: Trainer) -> dict[str, Any]:
+        """What shows whether the data is still the same, by split."""
+        return {split: _facts(loader) for split, loader in trainer.loaders.items()}
 
     def differences(self, trainer: Trainer, told: dict[str, Any]) -> Iterator[str]:
         """Why a fit of this trainer would not be the one that a checkpoint told of."""
         if told["accumulate"] != trainer.accumulate:
             yield f"accumulate was {told['accumulate']}, now it is {trainer.accumulate}"
-        now: dict[str, Any] = {split: _facts(loader) for split, loader in trainer.loaders.items()}
+        now = self.facts(trainer)
         for split in {**told["data"], **now}:
             then, there = told["data"].get(split), now.get(split)
             if then is None or there is None:
@@ -165,6 +169,11 @@ def shapes(optimizer: torch.optim.Optimizer) -> list[list[list[int]]]:
     """The shapes of the parameters of each group."""
     groups = [group["params"] for group in optimizer.param_groups]
     return [[[] if is_lazy(member) else list(member.shape) for member in members] for members in groups]
+
+
+def _sampler(trainer: Trainer) -> Any:
+    loader = trainer.loaders["train"]
+    return getattr(getattr(loader, "whole", loader), "sampler", None)  # the user's, of which this process takes a part
 
 
 def _all_generators(trainer: Trainer) -> list[torch.Generator]:

@@ -33,7 +33,7 @@ FORMAT = 2
 MANIFEST = "MANIFEST.json"
 KEPT = 2  # checkpoints that a fit can go on from exactly, beside those that labels point at
 DROPPINGS = re.compile(r"\.DS_Store|\._.*|desktop\.ini|Thumbs\.db")  # of Finder and Explorer, in any directory
-SMALL = 2**20  # bytes that a manifest or a label stays below
+SMALL = codec.SIZE  # bytes that a manifest or a label stays below
 KINDS: dict[str, tuple[type, ...]] = {  # of what a manifest tells
     "format": (int,), "step": (int,), "epoch": (int,), "exact": (bool,), "seq": (int,), "run": (str,),
     "parent": (str, type(None)), "world_size": (int,), "fingerprint": (dict,), "writer": (str,), "files": (dict,),
@@ -331,7 +331,7 @@ def _load(path: Path) -> Snapshot:
     held = {name: _parsed(path / name, **entry) for name, entry in told["files"].items()}
     try:
         return snapshot_of(held, told)
-    except (CheckpointError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (CheckpointError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise _damaged(f"{STATE}: {error}") from error
 
 

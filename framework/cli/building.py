@@ -21,8 +21,6 @@ from framework.recipe import Recipe
 from framework.seed import seed_everything
 from framework.trainer import Result, Trainer
 
-AROUND = "framework.around_run"  # entry points, by the name of the plugin
-
 
 def build(recipe: str | Path | Callable[..., Any] | Lab, *, seed: int = 0, **knobs: Any) -> Any:
     """Build a recipe without running it: a Recipe, a dict of label to Recipe, or None.
@@ -132,7 +130,8 @@ def names_in(plugin_set: str) -> list[str]:
 def arounds(extra: Sequence[Any]) -> list[Callable[..., Any]]:
     """What plugins of `extra` put around a whole run: of a Job and the run directory that was named, if any, a context
     manager that gives the run directory to use."""
-    return [point.load() for point in importlib.metadata.entry_points(group=AROUND) if point.name in extra]
+    points = importlib.metadata.entry_points(group="framework.around_run")  # by the name of the plugin
+    return [point.load() for point in points if point.name in extra and f"no:{point.name}" not in extra]
 
 
 def line_up(lab: Lab, listed: Sequence[Any], extra: Sequence[Any], defaults: bool = True) -> list[Listed]:

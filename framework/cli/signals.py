@@ -99,11 +99,10 @@ class Signals:
             self._wanted = self._wanted if self.received else sys.maxsize
 
     def on_fit_end(self, trainer: Trainer, result: Result) -> None:
-        several = trainer.processes.size > 1  # then it may be for the signal of another one
-        if result.stop_reason in REASONS.values() and (self.received or several):
-            self.received = str(result.stop_reason)
-            if self._saved != trainer.step:  # no plugin did
-                trainer.save("last")
+        if trainer.processes.size > 1:  # it may be for the signal of another one; or they had no step left to agree in
+            self.received = str(result.stop_reason) if result.stop_reason in REASONS.values() else ""
+        if self.received and self._saved != trainer.step:  # no plugin did
+            trainer.save("last")
 
     def on_teardown(self) -> None:
         self._undo.close()

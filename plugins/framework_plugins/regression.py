@@ -33,6 +33,8 @@ class Regression:
         DataError: output and target are not of one shape
     """
 
+    of_samples = ("sums",)  # that this process sees
+
     def __init__(self, name: str = "regression") -> None:
         self.name = name
         self._prefix = "" if name == "regression" else f"{name}_"

@@ -36,6 +36,8 @@ class TopLosses:
             the model gives no scores of classes, of shape (N, C)
     """
 
+    of_samples = ("found",)  # that this process sees
+
     def __init__(self, count: int = 12, class_names: Sequence[str] | None = None, name: str = "top_losses") -> None:
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise UsageError(f"count must be a whole number from 1 up, got {count!r}")

@@ -53,6 +53,8 @@ class TorchMetrics:
         CheckpointError: the fit that is resumed had other metrics
     """
 
+    of_samples = ("states",)  # that this process sees
+
     def __init__(
         self, metrics: Mapping[str, Any] | None = None, splits: Sequence[str] = SPLITS, name: str = "torchmetrics"
     ) -> None:

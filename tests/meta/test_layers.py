@@ -129,7 +129,7 @@ def test_no_file_of_the_core_names_a_plugin():
         ("framework/mistakes", 400),
         ("framework/engine", 1350),
         ("framework/checkpoint", 1350),
-        ("framework/cli", 1210),
+        ("framework/cli", 1215),
     ],
 )
 def test_a_folder_stays_within_its_budget(folder, lines):

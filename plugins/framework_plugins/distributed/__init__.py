@@ -4,6 +4,7 @@
 
     plugin.py     the plugin: what each hook does
     ranks.py      the processes: how they find each other, agree, and tell what became of one
+    agreement.py  what must be the same in all of them, and when they stop and save
     batches.py    the part of each batch that is for one of them
     draws.py      random numbers: which of them are the same in all processes
     state.py      what of a checkpoint is of all of them, and what of one

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +16,7 @@ from .draws import Common
 
 # What a DataLoader is made of, beside its batches and its generator.
 SETTINGS = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context",
-            "prefetch_factor", "persistent_workers", "in_order")  # fmt: skip
+            "prefetch_factor", "persistent_workers")  # fmt: skip
 
 
 def part(rows: int, rank: int, size: int) -> range:
@@ -45,13 +47,14 @@ class RankRows(Sampler[list[Any]]):
         mark: another one in a process that has drawn other batches; 0 where rows are no numbers
     """
 
-    def __init__(self, batches: Any, rank: int, size: int, common: Common, seeds: Any) -> None:
+    def __init__(self, batches: Any, rank: int, size: int, common: Common, seeds: Any, once: bool = False) -> None:
         self.batches, self.rank, self.size = batches, rank, size
         self.sampler = getattr(batches, "sampler", None)  # the user's generator is looked for there
         self.generator = common.generator
         self.sizes: list[int] = []
         self.mark = 0
         self._common, self._seeds = common, seeds
+        self._once, self._seeded = once, False  # persistent workers are seeded in the first pass alone
         samplers = batches, self.sampler
         self._draws_at_once = all(type(each).__module__ == Sampler.__module__ for each in samplers if each is not None)
 
@@ -62,13 +65,16 @@ class RankRows(Sampler[list[Any]]):
         sizes: list[int] = []
         self.sizes, self.mark = sizes, 0
         with self._common:
-            self._common.seed_of_workers(self._seeds)
+            if not self._seeded:
+                self._common.seed_of_workers(self._seeds)
+            self._seeded = self._once
             batches = iter(self.batches)
             rows = next(batches, None)
         while rows is not None:
             rows = list(rows)
             sizes.append(len(rows))
-            self.mark = hash((self.mark, *rows)) if all(type(row) is int for row in rows) else 0
+            with contextlib.suppress(TypeError):  # rows that are no numbers
+                self.mark = hash((self.mark, *map(operator.index, rows)))
             mine = part(len(rows), self.rank, self.size)
             yield rows[mine.start : mine.stop] or rows[:1]
             if self._draws_at_once:
@@ -84,13 +90,13 @@ class RankSlices(DataLoader[Any]):
     What it draws is drawn from the stream that the processes have in common: so they see the same batches.
     """
 
-    mark = 0
     whole: Any = None  # asked for before there is one when it is copied
 
     def __init__(self, whole: Any, rank: int, size: int, common: Common) -> None:  # not DataLoader's own
         self.whole, self.rank, self.size = whole, rank, size
         self.generator = common.generator
         self.sizes: list[int] = []
+        self.mark = 0
         self._common = common
 
     def __getattr__(self, name: str) -> Any:
@@ -101,14 +107,22 @@ class RankSlices(DataLoader[Any]):
 
     def __iter__(self) -> Any:
         sizes: list[int] = []
-        self.sizes = sizes
+        self.sizes, self.mark = sizes, 0
         with self._common:
             batches = iter(self.whole)
             batch = next(batches, None)
         while batch is not None:
+            self.mark = _marked(batch, self.mark)
             yield cut(batch, self.rank, self.size, sizes)
             with self._common:
                 batch = next(batches, None)
+
+
+def _marked(batch: Any, mark: int) -> int:
+    """The mark of a pass with one batch more: of some numbers of each of its tensors."""
+    marks = [mark]
+    mapped(lambda t: marks.append(hash(tuple(t.reshape(-1)[:: max(1, t.numel() // 64)].tolist()))), batch)
+    return hash(tuple(marks))
 
 
 def cut(batch: Any, rank: int, size: int, sizes: list[int]) -> Any:
@@ -123,7 +137,23 @@ def cut(batch: Any, rank: int, size: int, sizes: list[int]) -> Any:
         )
     sizes.append(lengths[0])
     mine = part(lengths[0], rank, size) or range(1)
-    return mapped(lambda tensor: tensor[mine.start : mine.stop] if tensor.dim() else tensor, batch)
+    return _rows(batch, mine, lengths[0])
+
+
+def _rows(tree: Any, mine: range, rows: int) -> Any:
+    """These rows of a tree, whose lists of plain values have one for each row."""
+    if isinstance(tree, Tensor):
+        return tree[mine.start : mine.stop] if tree.dim() else tree
+    if isinstance(tree, dict):
+        return {key: _rows(value, mine, rows) for key, value in tree.items()}
+    if not isinstance(tree, (list, tuple)):
+        return tree
+    if tree and not any(isinstance(each, (Tensor, dict, list, tuple)) for each in tree):
+        if len(tree) != rows:
+            raise UsageError(f"a batch of {rows} rows has a {type(tree).__name__} of {len(tree)} values")
+        return tree[mine.start : mine.stop]
+    parts = [_rows(value, mine, rows) for value in tree]
+    return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
 
 
 def of_rank(loader: Any, rank: int, size: int, common: Common) -> Any:
@@ -147,7 +177,7 @@ def of_rank(loader: Any, rank: int, size: int, common: Common) -> Any:
         return RankSlices(loader, rank, size, common)
     else:
         dataset: Dataset[Any] = loader.dataset
-        rows = RankRows(batches, rank, size, common, loader.generator)
+        rows = RankRows(batches, rank, size, common, loader.generator, loader.persistent_workers)
         made = DataLoader(dataset, batch_sampler=rows, **{name: getattr(loader, name) for name in SETTINGS})
     made.whole = loader
     return made

@@ -19,9 +19,9 @@ import torch
 class Common:
     """The common stream; inside of a `with` it is torch's own, and may not be entered twice."""
 
-    def __init__(self) -> None:
+    def __init__(self, state: Any = None) -> None:
         self.generator = torch.Generator()
-        self.generator.set_state(torch.get_rng_state())
+        self.generator.set_state(torch.get_rng_state() if state is None else state)
         self._own: Any = None
 
     def __enter__(self) -> None:

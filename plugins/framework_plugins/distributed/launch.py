@@ -23,7 +23,7 @@ from typing import Any
 
 from framework import FrameworkError, UsageError, write_whole
 
-from .ranks import Store, attempt, is_of_connection, leave, world
+from .ranks import Store, attempt, is_of_connection, leave, own_gpu, world
 
 RUN, CHECKPOINTS = "run.json", "checkpoints"
 SAME = "recipe", "sha256", "knobs", "seed"  # of a run that is gone on with by the command that began it
@@ -43,12 +43,14 @@ def around_run(run: Any, run_dir: Path | None) -> Iterator[Path | None]:
     """
     global job
     rank, size = world()
-    job = run
+    job, stderr = run, sys.stderr
     try:
         if size == 1:
             yield run_dir
         else:
             with _errors_told(rank, size), contextlib.ExitStack() as stack:
+                if run.target.type == "cuda":
+                    run.target = own_gpu(rank)
                 found = _agreed(run, run_dir, rank)
                 if rank:
                     run_dir = _apart(run, found, stack)
@@ -57,7 +59,7 @@ def around_run(run: Any, run_dir: Path | None) -> Iterator[Path | None]:
                 yield run_dir
             leave()
     finally:
-        job = None
+        job, sys.stderr = None, stderr  # what goes wrong after the run is heard
 
 
 @contextlib.contextmanager
@@ -83,17 +85,18 @@ def remember(path: Path) -> None:
 def _agreed(run: Any, run_dir: Path | None, rank: int) -> Path | None:
     """The directory of a run to go on with, or that was named, as the first process has found it for all of them."""
     store, key = Store.of_torchrun().now, f"run/{next(_numbers)}"
+    path: Path | None = None
     if rank == 0:
         known = Store.of_torchrun().remembered("run_dir") if attempt() else ""
         path = run_dir or (Path(known) if known else None)
         resumes, finished = _goes_on(run, path) if path else (False, False)
-        store.set(key, json.dumps([str(path or ""), resumes, finished]))
-    path_told, resumes, finished = json.loads(store.get(key))
+        store.set(key, json.dumps([path and os.path.abspath(path), resumes, finished]))
+    told, resumes, finished = json.loads(store.get(key))
     if finished and attempt():
-        print(f"finished  {path_told} before torchrun started it anew")
+        print(f"finished  {told} before torchrun started it anew")
         raise SystemExit(0)
     run.resumes = run.resumes or resumes
-    return Path(path_told) if path_told else None
+    return path if rank == 0 else told and Path(told)
 
 
 def _goes_on(run: Any, path: Path) -> tuple[bool, bool]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import sys
 import tempfile
-import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,11 @@ from tqdm import tqdm
 from framework import DeviceError, FrameworkError, Trainer, UsageError, hookimpl
 
 from . import launch
+from .agreement import Agreement, Asked, facts_of
 from .batches import cutter, of_rank, part
 from .draws import Common, seed_alone
-from .ranks import Ranks, world
+from .ranks import Ranks, own_gpu, world
 from .state import State
-
-Asked = tuple[str | None, tuple[str, ...]]  # a stop, and the labels of checkpoints
-
-LOOK_EVERY = 0.5  # seconds between two looks for what only one process knows
-MOST_STEPS = 1000  # between two looks
 
 
 class Distributed:
@@ -71,6 +67,8 @@ class Distributed:
         self.keeps_nothing = self.rank > 0  # plugins that write beyond the run directory look for it
         self._undo = contextlib.ExitStack()
         self._wrapped: Any = None
+        self._common: Any = None  # the stream of draws that all have, since the first fit
+        self._first = False  # whether the first step of a fit is to come
         self._cutters: dict[str, Any] = {}  # of each split: what knows the sizes of its whole batches
         if self.size > 1:  # else nobody is to be asked about anything
             self.on_split_start = self._start_pass
@@ -79,7 +77,7 @@ class Distributed:
             self.on_epoch_end = self._compare
             self.on_fit_end = self._same_buffers
             self.reduce = self._sum
-            self.agree = self._agree_on
+            self.agree = self._agree
 
     # -------------------------------------------------------------------------------------------- before the first step
 
@@ -90,7 +88,7 @@ class Distributed:
         self._undo.close()
         self._place(trainer)
         self._ranks = trainer.processes = Ranks(self.timeout, trainer.device)
-        self._ranks.same(_facts_of(trainer), "what they train")
+        self._ranks.same(facts_of(trainer), "what they train")
         if self.rank and launch.job is None:  # the library
             self._undo.enter_context(launch.silence())
         self._share_run_dir(trainer)
@@ -107,13 +105,16 @@ class Distributed:
     def _place(self, trainer: Trainer) -> None:
         if trainer.async_save:
             raise UsageError("async_save=True: several processes write a checkpoint together, while training waits")
+        if trainer.on_plugin_error == "disable":
+            raise UsageError(
+                "on_plugin_error='disable' would leave a plugin out in one process, and the others wait for it"
+            )
+        if getattr(trainer.count, "__module__", "") != "framework.data":
+            raise UsageError(
+                "Trainer(samples=...): over several processes each row of a batch is one sample; leave it out"
+            )
         if trainer.device.type == "cuda":
-            local = int(os.environ.get("LOCAL_RANK", self.rank))
-            if local >= torch.cuda.device_count():
-                there = f"{torch.cuda.device_count()} GPUs"
-                raise DeviceError(f"process {local} of this machine has no GPU, there are {there}: start one for each")
-            trainer.device = torch.device("cuda", local)
-            torch.cuda.set_device(trainer.device)
+            trainer.device = own_gpu(self.rank)
         elif trainer.device.type != "cpu":
             raise DeviceError(f"torch trains in several processes on CUDA devices and CPUs, not on {trainer.device}: "
                               "say --device cpu")  # fmt: skip
@@ -138,10 +139,14 @@ class Distributed:
 
     def _split_draws(self) -> None:
         """From now on each process draws its own numbers; the common ones go on from those of the first."""
-        states = self._ranks.gather((torch.get_rng_state(), random.getstate()) if self.rank == 0 else None)[0]
+        numpy = sys.modules.get("numpy.random")
+        here = torch.get_rng_state(), random.getstate(), numpy.get_state() if numpy else None
+        states = self._ranks.gather(here if self.rank == 0 else None)[0]
         torch.set_rng_state(states[0])
         self._common = Common()
         self._undo.callback(random.setstate, states[1])
+        if numpy and states[2]:
+            self._undo.callback(numpy.set_state, states[2])
         self._undo.callback(lambda: torch.set_rng_state(self._common.generator.get_state()))
         seed_alone(states[0], self.rank)
 
@@ -173,6 +178,9 @@ class Distributed:
         loader = yield
         if self.size == 1:
             return loader
+        if self._common is None:  # evaluated before a fit
+            self._ranks = trainer.processes = Ranks(self.timeout, trainer.device)
+            self._common = Common(self._ranks.gather(torch.get_rng_state())[0])
         if cutter(loader) is None:  # else it is one of this fit's, which a plugin evaluates
             # what is evaluated beside a fit leaves no trace in the order of its data
             common = self._common if split in ("train", "val") else self._common.aside()
@@ -193,12 +201,12 @@ class Distributed:
         self._follow(trainer)
 
     def _begin(self, trainer: Trainer) -> None:
-        lengths = {f"the number of batches of {split}": _length(loader) for split, loader in trainer.loaders.items()}
-        self._ranks.same(lengths, "their data")
-        self._held: list[Callable[[], None]] = []  # what was asked for in this process alone
-        self._due, self._left, self._looked_at = False, 1, (time.monotonic(), trainer.step)
+        looks = trainer.place.facts(trainer)
+        facts = {f"{name} of {split}": value for split, look in looks.items() for name, value in look.items()}
+        self._ranks.same(facts, "their data")
+        self._agreement = Agreement(self._ranks, trainer)
         self._in_window, self._first = 0, True
-        trainer.ask = self._held.append  # type: ignore[assignment]
+        trainer.ask = self._agreement.held.append  # type: ignore[assignment]
         self._undo.callback(vars(trainer).pop, "ask", None)
         how = "its weights cut over them (FSDP2)" if self.shard else "each with a copy of the weights (DDP)"
         tqdm.write(f"processes {self.size} on {trainer.device.type}, {how}")
@@ -226,7 +234,8 @@ class Distributed:
             begun = (trainer.step - trainer.place.first) * trainer.accumulate
             rows = sizes[begun + self._in_window]
             if self._in_window == 0:
-                self._of_window = sum(sizes[begun : begun + trainer.accumulate])
+                end = min(begun + trainer.accumulate, _length(trainer.loaders["train"]) or len(sizes))
+                self._of_window = sum(sizes[begun:end])  # more may have been fetched ahead
                 if self._first:
                     self._compare_batches("train")
             trainer.weight = self.size * len(part(rows, self.rank, self.size)) / self._of_window
@@ -284,75 +293,13 @@ class Distributed:
     def _sum(self, value: Tensor) -> Tensor:
         return self._ranks.sum(value)
 
-    # ------------------------------------------------------------------------------------------------------- agreement
-
-    def _agree_on(
-        self, trainer: Trainer, stop: str | None, save: tuple[str, ...]
-    ) -> tuple[str | None, tuple[str, ...]]:
-        due, self._due = self._due or stop is not None or bool(save), False
-        if due:
-            return self._united(trainer, stop, save)
-        self._left -= 1
-        if self._left == 0:
-            self._look(trainer)
-        return stop, save
-
-    def _united(self, trainer: Trainer, stop: str | None, save: tuple[str, ...]) -> Asked:
-        """What any process asks for, in the same order in all of them."""
-        try:
-            everyone = self._ranks.gather((trainer.step, stop, save))
-        except RuntimeError as error:
-            error.add_note(
-                f"rank {self.rank} asked for stop={stop!r}, save={save!r} at step {trainer.step}: all processes must "
-                "ask for it at the same step; what only one knows goes through trainer.ask"
-            )
-            raise
-        stops = [theirs for _, theirs, _ in everyone if theirs is not None]
-        saves = dict.fromkeys(label for _, _, labels in everyone for label in labels)
-        return (stops or [None])[0], tuple(saves)
-
-    def _look(self, trainer: Trainer) -> None:
-        """Whether a process has been asked for something that the others do not know of; and when to look again."""
-        (begun, step), now = self._looked_at, (time.monotonic(), trainer.step)
-        self._looked_at = now
-        steps = int(LOOK_EVERY * max(1, trainer.step - step) / max(1e-6, now[0] - begun))
-        asked, fewest = self._ranks.largest([len(self._held), -min(max(1, steps), MOST_STEPS)])
-        self._left = -fewest
-        if asked:
-            held, self._held[:] = self._held[:], []
-            for call in held:
-                trainer.later(call)
-            self._due = True
+    def _agree(self, trainer: Trainer, stop: str | None, save: tuple[str, ...]) -> Asked:
+        return self._agreement.on(trainer, stop, save)
 
     def on_teardown(self, trainer: Trainer) -> None:
         if self.size > 1 and not self.shard and trainer.prepared is self._wrapped:
             trainer.prepared, self._wrapped = trainer.model, None  # which one process may call without the others
         self._undo.close()
-
-
-def _facts_of(trainer: Trainer) -> dict[str, Any]:
-    """What must be the same in all processes, by names that a reader knows."""
-    facts: dict[str, Any] = {}
-    if launch.job is not None:
-        about = launch.job.about
-        facts |= {
-            "the recipe": about["recipe"],
-            "the SHA-256 of the recipe": about["sha256"],
-            "the seed": about["seed"],
-        }
-        facts |= {f"the knob {name}": repr(value) for name, value in about["knobs"].items()}
-    facts["the list of plugins"] = ", ".join(name for name in trainer.plugins if not name.startswith("_"))
-    facts |= {"torch": str(torch.__version__), "the kind of device": trainer.device.type, "epochs": trainer.epochs}
-    facts |= {"accumulate": trainer.accumulate, "the run directory": "one" if trainer.run_dir else "none"}
-    facts["the optimizer"] = type(trainer.optimizer).__name__
-    for index, group in enumerate(trainer.optimizer.param_groups):
-        settings = {key: value for key, value in group.items() if isinstance(value, (int, float, str, tuple))}
-        facts |= {f"{key} of the optimizer's group {index}": repr(value) for key, value in settings.items()}
-    for name, tensor in trainer.model.state_dict().items():
-        facts[name] = f"{tuple(tensor.shape)} {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
-    if trainer.resumed is not None:
-        facts["the checkpoint to go on from"] = trainer.resumed.path.name
-    return facts
 
 
 def _sum_of_bits(tensor: Tensor) -> int:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
-from framework import CheckpointError, Processes, UsageError
+from framework import CheckpointError, DeviceError, Processes, UsageError
 
 PATIENCE = 10.0  # seconds, for the last word of a process whose connections are closed
 SHOWN = 3  # differences in one message
@@ -27,7 +27,22 @@ def world() -> tuple[int, int]:
     """Rank and number of the processes, as torchrun or who else has started them says; 0 and 1 without any."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    return int(os.environ.get("RANK", 0)) if size > 1 else 0, size
+
+
+def own_gpu(rank: int) -> torch.device:
+    """The GPU of this process, which is the current one from now on.
+
+    Raises:
+        DeviceError: there are more processes than GPUs
+    """
+    there = torch.cuda.device_count()
+    number = int(os.environ.get("LOCAL_RANK", rank)) if there > 1 else 0  # a scheduler may show each only its own
+    if number >= there:
+        raise DeviceError(f"process {number} of this machine has no GPU, there are {there}: start one for each")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def attempt() -> int:
@@ -190,5 +205,5 @@ def leave() -> None:
 def is_of_connection(error: BaseException) -> bool:
     """Whether an error says that another process did not answer."""
     said = str(error).lower()
-    words = "peer", "gloo", "nccl", "timed out", "timeout", "connection"
+    words = "gloo/", "[gloo", "nccl error", "closed by peer [", "reset by peer [", "[rank "
     return isinstance(error, dist.DistError) or (type(error) is RuntimeError and any(word in said for word in words))

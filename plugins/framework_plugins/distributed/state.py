@@ -27,7 +27,8 @@ class State:
     """How the state of a fit is written and read.
 
     A plugin that adds up over the samples that it sees says which entries of its state_dict are such sums, in an
-    attribute `added_up`: so that a checkpoint holds the sum over all processes.
+    attribute `added_up`: so that a checkpoint holds the sum over all processes. What it keeps of samples in another way
+    it names in `of_samples`: to another number of processes only what the first one has seen is known.
 
     Args:
         plugins: by name
@@ -37,6 +38,7 @@ class State:
     def __init__(self, ranks: Ranks, plugins: Mapping[str, Any], piece: Callable[[Tensor], Any] | None = None) -> None:
         self._ranks, self._piece = ranks, piece
         self._sums = {name: plugin.added_up for name, plugin in plugins.items() if hasattr(plugin, "added_up")}
+        self._kept = {name: plugin.of_samples for name, plugin in plugins.items() if hasattr(plugin, "of_samples")}
         self._own: dict[str, Any] = {}  # sums of this process
 
     def local(self, name: str, tree: Any) -> Any:
@@ -72,6 +74,10 @@ class State:
         if "mean" in snapshot.loop:
             total, count, batches = snapshot.loop["mean"]
             snapshot.loop["mean"] = own.get("mean", [total, count, batches] if rank == 0 else [0.0, 0, batches])
+        for name in self._kept.keys() & snapshot.plugins.keys() if rank and not mine else ():
+            state = snapshot.plugins[name]
+            empty: dict[str, Any] = {key: {} if isinstance(state[key], dict) else None for key in self._kept[name]}
+            snapshot.plugins[name] = {**state, **empty}
         for name, keys in self._sums.items():
             if name in snapshot.plugins:
                 state = snapshot.plugins[name]

@@ -11,7 +11,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from framework_plugins.distributed import plugin as distributed
+from framework_plugins.distributed import agreement
 
 from framework import Result, Trainer, hookimpl
 from framework.checkpoint import files, store
@@ -19,7 +19,7 @@ from framework.checkpoint import files, store
 PARTS = "optimizer.safetensors", "rank-00001.safetensors", "rank-00003.safetensors"  # what a rank writes, one of each
 
 
-distributed.MOST_STEPS = 20  # from one agreement to the next, however fast the steps are
+agreement.MOST_STEPS = 20  # from one agreement to the next, however fast the steps are
 
 
 def die() -> None:
