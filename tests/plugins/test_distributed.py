@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from framework_plugins.distributed import Distributed
 from framework_plugins.distributed.batches import RankRows, RankSlices, cut, cutter, mapped, of_rank, part
 from framework_plugins.distributed.draws import Common, seed_alone
-from framework_plugins.distributed.state import OWN, common_form, own_form
+from framework_plugins.distributed.ranks import Ranks, is_of_connection
+from framework_plugins.distributed.state import OWN, State, common_form, own_form
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import (
@@ -24,7 +26,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from framework import UsageError
+from framework import Snapshot, UsageError
 from framework.testing import tiny_data, tiny_trainer
 
 
@@ -106,6 +108,78 @@ def test_a_batch_of_any_form_is_cut_row_by_row() -> None:
 def test_tensors_of_different_lengths_cannot_be_cut() -> None:
     with pytest.raises(UsageError, match=r"cut over 2 processes along dimension 0 of its tensors, and theirs are 5, 3"):
         cut((torch.zeros(5), torch.zeros(3)), 0, 2, [])
+
+
+def test_rows_that_numpy_has_drawn_are_marked_as_well() -> None:
+    def mark(seed: int) -> int:
+        order = numpy.random.default_rng(seed).permutation(8)
+        rows = RankRows(BatchSampler(order, 4, False), 0, 2, Common(), None)
+        list(rows)
+        return rows.mark
+
+    assert 0 != mark(1) == mark(1) != mark(2)
+
+
+def test_another_stream_has_another_mark() -> None:
+    def mark(seed: int) -> int:
+        loader = RankSlices(
+            DataLoader(Stream(), batch_size=3), 0, 2, Common(torch.Generator().manual_seed(seed).get_state())
+        )
+        list(loader)
+        return loader.mark
+
+    assert 0 != mark(1) == mark(1) != mark(2)
+
+
+def test_names_go_with_their_rows() -> None:
+    made = cut({"x": torch.arange(5), "names": list("abcde")}, 1, 2, [])
+    assert (made["x"].tolist(), made["names"]) == ([2, 3, 4], ["c", "d", "e"])
+    with pytest.raises(UsageError, match="a batch of 5 rows has a list of 2 values"):
+        cut({"x": torch.arange(5), "names": ["a", "b"]}, 0, 2, [])
+
+
+def test_workers_that_stay_are_seeded_once_as_torch_does_it() -> None:
+    torch.manual_seed(2)
+    data = TensorDataset(torch.arange(6))
+    one = DataLoader(data, 2, shuffle=True, num_workers=1, persistent_workers=True)
+    expected = [[row for (batch,) in one for row in batch.tolist()] for _ in range(3)]
+    del one
+    torch.manual_seed(2)
+    loader = DataLoader(data, 2, shuffle=True, num_workers=1, persistent_workers=True)
+    rows = of_rank(loader, 0, 1, Common()).batch_sampler
+    assert [[row for batch in rows for row in batch] for _ in range(3)] == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[/x/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:5: Connection reset by peer."), True),
+        (RuntimeError("my loss: a timeout of 3 must be positive"), False),
+        (ValueError("Connection closed by peer [127.0.0.1]"), False),
+    ],
+    ids=["of gloo", "of the user", "of another kind"],
+)
+def test_an_error_of_the_user_is_none_of_a_connection(error: Exception, lost: bool) -> None:
+    assert is_of_connection(error) == lost
+
+
+class Second(Ranks):
+    """The second of two, for what asks nobody."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = 1, 2
+
+
+def test_another_number_of_processes_starts_with_what_the_first_one_has_added_up() -> None:
+    class Metric:
+        added_up = ("right",)
+        of_samples = ("sums",)
+
+    state = {"metric": {"right": {"train": torch.tensor(5)}, "sums": {"train": (3, torch.ones(2))}, "best": 0.5}}
+    snapshot = Snapshot(0, 4, {}, {}, copy.deepcopy(state), {"mean": [6.0, 8, 2]})  # of one process
+    State(Second(), {"metric": Metric()}).take_up(snapshot)
+    assert snapshot.plugins == {"metric": {"right": {"train": torch.tensor(0)}, "sums": {}, "best": 0.5}}
+    assert snapshot.loop["mean"] == [0.0, 0, 2]
 
 
 class Stream(IterableDataset[Any]):

@@ -20,8 +20,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from framework import CheckpointError, Snapshot
-from framework.checkpoint import candidates, files, find, fingerprint, manifest, newest, read, store, write
+from framework import CheckpointError, Piece, Snapshot
+from framework.checkpoint import candidates, contents, files, find, fingerprint, manifest, newest, read, store, write
 
 FILES = ["MANIFEST.json", "loop.safetensors", "model.safetensors", "optimizer.safetensors", "plugins.safetensors",
          "state.json"]  # fmt: skip
@@ -699,3 +699,24 @@ def test_a_label_is_not_followed_out_of_the_run(disk: ModuleType, tmp_path: Path
     except OSError:
         pytest.skip("no symbolic links here")
     assert find(run, "last") is None
+
+
+@pytest.mark.parametrize("name", ["x|piece 0", "x|piece 9", "x|piece 1+", "|piece 3"])
+def test_a_name_like_that_of_a_piece_is_a_name_like_any_other(name: str, tmp_path: Path) -> None:
+    held = {name: torch.tensor(1.5), "more": torch.ones(2)}
+    path = write(Snapshot(0, 1, {name: torch.ones(3)}, {}, {"plugin": held}, {}), tmp_path, ["last"])
+    found = read(path)
+    assert torch.equal(found.model[name], torch.ones(3))
+    assert {key: value.tolist() for key, value in found.plugins["plugin"].items()} == {name: 1.5, "more": [1.0, 1.0]}
+
+
+def test_pieces_that_do_not_fit_together_are_damage(tmp_path: Path) -> None:
+    path = write(Snapshot(0, 1, {"x": Piece(9, torch.ones(3))}, {}), tmp_path, ["last"])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        read(path)
+
+
+def test_the_manifest_of_thousands_of_processes_can_be_read() -> None:
+    entry = {"size": 10**9, "sha256": "0" * 64}
+    told = {"files": dict.fromkeys(contents.names_of(20_000), entry)}
+    assert len(store._sealed(told)) < store.SMALL
