@@ -121,17 +121,47 @@ def test_damage_in_the_file_of_any_rank_is_noticed_and_the_older_one_is_taken(
 # ----------------------------------------------------------------------------------------------------- gone on with
 
 
-@kinds
+@pytest.mark.parametrize("kind", ["noisy copies", "noisy shards", "told copies"])
 def test_as_many_ranks_go_on_bit_for_bit(
     ranks: Any, written: Callable[[str], Path], oracle: ModuleType, kind: str
 ) -> None:
-    """Dropout draws from the stream of each rank, which goes on where it was."""
-    resumed, whole = ranks(f"noisy {kind}, gone on"), ranks(f"noisy {kind}, whole")
+    """Dropout draws from the stream of each rank, and a sampler is told of the epoch: both go on where they were."""
+    resumed, whole = ranks(f"{kind}, gone on"), ranks(f"{kind}, whole")
 
     for one, other in zip(resumed, whole, strict=True):
         assert one["rows"] == other["rows"][7:]
         assert one["history"] == other["history"]
-    ends = [torch.load(written(f"noisy {kind}, {case}") / "end.pt") for case in ("gone on", "whole")]
+    ends = [torch.load(written(f"{kind}, {case}") / "end.pt") for case in ("gone on", "whole")]
+    oracle.assert_same(ends[0], ends[1])
+
+
+def test_a_sampler_that_is_told_of_the_epoch_gives_the_order_of_one_process(
+    ranks: Any, worker: ModuleType, tmp_path: Path
+) -> None:
+    rows = rows_of(ranks("told copies, whole"))
+    orders = [[row for batch in rows[start : start + 5] for row in batch] for start in (0, 5, 10)]
+
+    wanted = worker.Order()
+    for epoch, order in enumerate(orders):
+        wanted.set_epoch(epoch)
+        assert order == [*wanted]
+    assert rows == worker.fit(tmp_path, told=True)["rows"]
+
+
+@kinds
+def test_the_same_trainer_goes_on_with_what_it_saved_after_the_fit(
+    ranks: Any, written: Callable[[str], Path], oracle: ModuleType, kind: str
+) -> None:
+    again, whole = ranks(f"noisy {kind}, again"), ranks(f"noisy {kind}, whole")
+
+    for one, other in zip(again, whole, strict=True):
+        assert one["rows"] == other["rows"]
+        assert one["history"] == other["history"]
+    by_hand = find(written(f"noisy {kind}, again"), "by_hand")
+    assert by_hand is not None
+    assert manifest(by_hand)["world_size"] == 2
+    assert read(by_hand).step == 7
+    ends = [torch.load(written(f"noisy {kind}, {case}") / "end.pt") for case in ("again", "whole")]
     oracle.assert_same(ends[0], ends[1])
 
 

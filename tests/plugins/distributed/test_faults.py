@@ -184,6 +184,50 @@ def test_ranks_that_disagree_are_told_what_differs_before_the_first_step(torchru
     assert first["steps"] == other["steps"] == 0
 
 
+@pytest.mark.parametrize("case", ["noise", "half"])
+def test_data_that_each_rank_has_drawn_for_itself_is_told_before_the_first_step(torchrun: Any, case: str) -> None:
+    first, other = torchrun("worker_disagreeing", 2).case(case)
+
+    assert first["kind"] == other["kind"] == "UsageError"
+    assert first["error"] == other["error"]
+    told = (
+        r"the processes differ in their data: the SHA-256 of the data of train is (\w+) on rank 0 and (\w+) on rank 1"
+    )
+    assert re.match(told, first["error"])
+    assert first["steps"] == other["steps"] == 0
+
+
+@pytest.mark.parametrize(
+    ("case", "steps"), [("a sampler of NumPy", 0), ("a sampler of Python", 0), ("a stream", 0), ("a stream, later", 5)]
+)
+def test_batches_that_each_rank_has_drawn_for_itself_are_told(torchrun: Any, case: str, steps: int) -> None:
+    """Before the first step, and where they begin to differ later, at the end of the epoch."""
+    first, other = torchrun("worker_disagreeing", 2).case(case)
+
+    assert first["kind"] == other["kind"] == "UsageError"
+    assert first["error"] == other["error"]
+    assert "train: the processes have drawn different batches" in first["error"]
+    assert first["steps"] == other["steps"] == steps
+
+
+REFUSED = {
+    "disable": "on_plugin_error='disable' would leave a plugin out in one process",
+    "async_save": "async_save=True: several processes write a checkpoint together",
+    "samples": "Trainer(samples=...): over several processes each row of a batch is one sample",
+    "lazy layers": "the model has lazy layers without a shape: give it one batch before it is trained",
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_several_processes_cannot_do_is_refused_on_each_of_them(torchrun: Any, case: str) -> None:
+    first, other = torchrun("worker_disagreeing", 2).case(case)
+
+    assert first["kind"] == other["kind"] == "UsageError"
+    assert first["error"] == other["error"]
+    assert first["error"].startswith(REFUSED[case])
+    assert (first["steps"], first["saved"]) == (other["steps"], other["saved"]) == (0, [])
+
+
 def test_command_lines_that_disagree_are_told_what_differs(launch: Launch) -> None:
     words = [["--lr", "0.1", "--seed", "1"], ["--lr", "0.2", "--seed", "2"]]
     failed = launch(words=words)

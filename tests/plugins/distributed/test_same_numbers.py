@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from framework_plugins.clip_gradients import ClipGradients
 from framework_plugins.distributed import Distributed
 from framework_plugins.distributed.batches import cutter, of_rank, part
 from framework_plugins.distributed.draws import Common
+from framework_plugins.limits import Limits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -41,7 +42,7 @@ BY_HAND = (
     "without_the_last_batch", "all_in_one_batch", "windows_of_two_and_a_last_row", "windows_of_three_and_a_short_one",
     "a_loader_with_a_generator", "a_loader_without_a_generator", "a_weighted_sampler", "a_sampler_of_batches",
     "a_stream", "clipped", "clipped_windows", "averaged", "sharded", "sharded_windows", "sharded_and_clipped",
-    "sharded_and_averaged",
+    "sharded_and_averaged", "three_batches_in_windows_of_two", "three_batches_of_a_stream_in_windows_of_two",
 )  # fmt: skip
 ENDED = [*((2, name) for name in numbers.CASES), *((4, name) for name in numbers.FOUR)]
 
@@ -118,7 +119,7 @@ def test_the_ranks_go_through_all_cases(torchrun: Callable[..., Any], world: int
 def test_losses_figures_and_weights_are_those_of_one_process(ranks: Any, name: str) -> None:
     wanted = alone(name)
     for rank in ranks:
-        for what in ("history", "test", "steps", "stop", "weights"):
+        for what in ("history", "before", "test", "steps", "stop", "weights"):
             close(rank[what], wanted[what])
 
 
@@ -144,7 +145,7 @@ def by_hand(make: Callable[[], Any]) -> tuple[list[dict[str, float]], dict[str, 
     fit = make()
     model, optimizer = fit.model, fit.optimizer(fit.model.parameters())
     plugin = {type(one): one for one in fit.plugins}
-    clip, average = plugin.get(ClipGradients), plugin.get(AverageWeights)
+    clip, average, limits = plugin.get(ClipGradients), plugin.get(AverageWeights), plugin.get(Limits)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average.decay)) if average else model
     batch_size, accumulate = fit.fit.get("batch_size"), fit.fit.get("accumulate", 1)
     shuffle = not isinstance(fit.train, IterableDataset) and fit.fit.get("shuffle", True)
@@ -153,7 +154,7 @@ def by_hand(make: Callable[[], Any]) -> tuple[list[dict[str, float]], dict[str, 
     for epoch in range(fit.fit["epochs"]):
         model.train()
         total, count, step = 0.0, 0, rows[-1]["step"] if rows else 0
-        for window in windows(train, accumulate):
+        for window in windows(islice(train, limits and limits.batches["train"]), accumulate):
             optimizer.zero_grad()
             for x, y in window:
                 loss = fit.loss(model(x), y)
@@ -206,7 +207,7 @@ def windows(loader: Any, size: int) -> Iterator[list[Any]]:
 
 @every(but={"unused_parameters_untold", "past_the_prepared_model", "a_sampler_of_torch_for_ranks"})
 def test_all_ranks_end_with_the_same_bits_and_tell_the_same_figures(ranks: Any) -> None:
-    for what in ("digest", "history", "test", "steps", "stop"):
+    for what in ("digest", "history", "before", "test", "steps", "stop"):
         assert len({repr(rank[what]) for rank in ranks}) == 1, [rank[what] for rank in ranks]
 
 
@@ -224,6 +225,15 @@ def test_counted_figures_are_exact(ranks: Any, name: str) -> None:
         for got, wanted in pairs:
             counted = [figure for figure in wanted if "loss" not in figure]
             assert {figure: got[figure] for figure in counted} == {figure: wanted[figure] for figure in counted}
+
+
+@every("a_stream_looked_at", "rows_looked_at")
+def test_a_validation_set_is_evaluated_in_the_middle_of_an_epoch(ranks: Any, name: str) -> None:
+    looked = alone(name)["looked"]
+    assert len(looked) > 3
+    for rank in ranks:
+        close(rank["looked"], looked)
+        assert rank["looked"] == ranks[0]["looked"]
 
 
 # ---------------------------------------------------------------------------------------------------- random numbers

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ from framework_plugins.average_weights import AverageWeights
 from framework_plugins.best_checkpoint import BestCheckpoint
 from framework_plugins.distributed import Distributed
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from framework import Result, Trainer
 from framework.checkpoint import store
 
 STOP = 7  # the step in which a fit is stopped; an epoch has five
+ROWS = 23
 SCALE = 32  # the first number of a row is its own number divided by this, which is exact
 WRITTEN = "worker_checkpoints on 2"
 
@@ -54,6 +56,31 @@ class Watch:
         self.end["averages"] = whole(averages)
 
 
+class Order(Sampler[int]):
+    """A new order for each epoch that it is told of."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return ROWS
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(torch.randperm(ROWS, generator=torch.Generator().manual_seed(self.epoch)).tolist())
+
+
+class TellsEpoch:
+    """Tells a sampler of the epoch, as one does for torch's DistributedSampler."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+
+    def on_epoch_start(self, epoch: int) -> None:
+        self.order.set_epoch(epoch)
+
+
 def whole(tree: Any) -> Any:
     """A tree of tensors that are not cut, which all processes ask for together."""
     if isinstance(tree, Tensor):
@@ -64,20 +91,33 @@ def whole(tree: Any) -> Any:
 
 
 def fit(
-    run_dir: Path, *plugins: Any, dropout: float = 0.0, stop: int = 0, resume: Path | None = None
-) -> dict[str, Any]:
-    """A fit of 15 steps in three epochs; what was seen of it. The state at its end goes into `end.pt`."""
+    run_dir: Path, *plugins: Any, dropout: float = 0.0, stop: int = 0, resume: Path | None = None, again: bool = False,
+    told: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """A fit of 15 steps in three epochs; what was seen of it. The state at its end goes into `end.pt`.
+
+    Args:
+        again: saved once more after it was stopped, and gone on with by the same trainer
+        told: the order of the data is that of a sampler which is told of each epoch
+    """
     torch.manual_seed(0)
-    x = torch.randn(23, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    x[:, 0] = torch.arange(23) / SCALE
+    x = torch.randn(ROWS, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x[:, 0] = torch.arange(ROWS) / SCALE
     data = x, (x.sum(1, keepdim=True) + 1).sin()
+    order = Order()
+    train: Any = DataLoader(TensorDataset(*data), 5, sampler=order) if told else data
+    sizes: dict[str, Any] = {} if told else {"batch_size": 5}
     model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Dropout(dropout), nn.Linear(5, 1)).double()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     watch = Watch(stop)
     often = BestCheckpoint(every_steps=3, every_seconds=1e9)
-    every = [AverageWeights(0.9), often, watch, *plugins]
+    every = [AverageWeights(0.9), often, watch, TellsEpoch(order), *plugins]
     trainer = Trainer(model, nn.MSELoss(), optimizer, every, device="cpu", run_dir=run_dir)
-    result = trainer.fit(data, (x[:7], data[1][:7]), epochs=3, batch_size=5, resume=resume)
+    val = x[:7], data[1][:7]
+    result = trainer.fit(train, val, epochs=3, resume=resume, **sizes)
+    if again:
+        trainer.save("by_hand")
+        result = trainer.fit(train, val, epochs=3, resume=run_dir, **sizes)
     if rank() == 0:
         torch.save(watch.end, run_dir / "end.pt")
     rows = [{name: row[name] for name in ("epoch", "step", "train_loss", "val_loss")} for row in result.history]
@@ -123,6 +163,11 @@ WRITE: dict[str, Callable[[Path], dict[str, Any]]] = {
     "noisy shards": lambda run_dir: together(run_dir, True, stop=STOP, **NOISE),
     "noisy copies, whole": lambda run_dir: together(run_dir, False, **NOISE),
     "noisy shards, whole": lambda run_dir: together(run_dir, True, **NOISE),
+    "noisy copies, again": lambda run_dir: together(run_dir, False, stop=STOP, again=True, **NOISE),
+    "noisy shards, again": lambda run_dir: together(run_dir, True, stop=STOP, again=True, **NOISE),
+    "told copies": lambda run_dir: together(run_dir, False, stop=STOP, told=True),
+    "told copies, whole": lambda run_dir: together(run_dir, False, told=True),
+    "told copies, gone on": gone_on("told copies", False, told=True),
     "noisy copies, gone on": gone_on("noisy copies", False, **NOISE),
     "noisy shards, gone on": gone_on("noisy shards", True, **NOISE),
 }

@@ -1,25 +1,29 @@
-"""Ranks that disagree before the first step, and ranks that cannot save: what each of them is told.
+"""Ranks that disagree, ranks that see other data, and ranks that cannot save: what each of them is told.
 
 A case is run on each rank, and may give other arguments there.
 """
 
 import errno
 import os
+import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from framework_plugins.best_checkpoint import BestCheckpoint
 from framework_plugins.distributed import Distributed
 from running import work
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset, random_split
 
 from framework import Trainer
 from framework.checkpoint import files, store
 
 RANK = int(os.environ["RANK"])
+OPTIONS = "on_save_error", "on_plugin_error", "async_save", "samples"  # of a Trainer
 
 
 class Broken(files.System):
@@ -59,11 +63,14 @@ class FailsFrom:
 def fit(run_dir: Path, *plugins: Any, hidden: int = 4, lr: float = 0.1, rows: int = 20, **more: Any) -> dict[str, Any]:
     """A fit of 10 steps; what it was told."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+    first = nn.LazyLinear(hidden) if more.pop("lazy", False) else nn.Linear(3, hidden)
+    model = nn.Sequential(first, nn.ReLU(), nn.Linear(hidden, 1))
     optimizer = more.pop("optimizer", torch.optim.SGD)(model.parameters(), lr=lr)
     x = torch.randn(rows, 3)
     steps = Steps()
-    options = {name: more.pop(name) for name in ("on_save_error", "on_plugin_error") if name in more}
+    options = {name: more.pop(name) for name in OPTIONS if name in more}
+    data = more.pop("data", tensors)(x)
+    more |= {} if isinstance(data, DataLoader) else {"batch_size": 4}
     trainer = Trainer(
         model, nn.MSELoss(), optimizer, [*plugins, steps, Distributed()], device="cpu", run_dir=run_dir, **options
     )
@@ -71,7 +78,7 @@ def fit(run_dir: Path, *plugins: Any, hidden: int = 4, lr: float = 0.1, rows: in
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         try:
-            trainer.fit((x, x.sum(1, keepdim=True)), epochs=2, batch_size=4, **more)
+            trainer.fit(data, epochs=2, **more)
         except Exception as error:
             found = {"error": "\n".join([str(error), *getattr(error, "__notes__", ())]), "kind": type(error).__name__}
         finally:
@@ -89,6 +96,58 @@ def saved(run_dir: Path) -> list[int]:
 def here(first: Any, other: Any) -> Any:
     """What this rank is given."""
     return other if RANK else first
+
+
+def tensors(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x, x.sum(1, keepdim=True)
+
+
+def noise(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Data that each process draws for itself."""
+    torch.manual_seed(RANK)
+    return tensors(torch.randn_like(x))
+
+
+def half(x: Tensor) -> Any:
+    """The half of the data that each process draws for itself."""
+    torch.manual_seed(RANK)
+    return random_split(TensorDataset(*tensors(x)), [0.5, 0.5])[0]
+
+
+class Order(Sampler[int]):
+    """An order that a function draws."""
+
+    def __init__(self, drawn: Callable[[int], list[int]]) -> None:
+        self.drawn = drawn
+
+    def __len__(self) -> int:
+        return 20
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.drawn(20))
+
+
+def by_numpy(count: int) -> list[int]:
+    return numpy.random.permutation(count).tolist()  # type: ignore[no-any-return]
+
+
+def by_python(count: int) -> list[int]:
+    return random.sample(range(count), count)
+
+
+def in_order_of(drawn: Callable[[int], list[int]]) -> Callable[[Tensor], DataLoader[Any]]:
+    return lambda x: DataLoader(TensorDataset(*tensors(x)), 4, sampler=Order(drawn))
+
+
+class Shuffled(IterableDataset[Any]):
+    """A stream in an order of Python's own generator; in the order of the rows up to a place."""
+
+    def __init__(self, x: Tensor, begin: int) -> None:
+        self.rows, self.begin = [*zip(*tensors(x), strict=True)], begin
+
+    def __iter__(self) -> Iterator[Any]:
+        rest = self.rows[self.begin :]
+        return iter([*self.rows[: self.begin], *random.sample(rest, len(rest))])
 
 
 def going_on(run_dir: Path) -> dict[str, Any]:
@@ -113,6 +172,16 @@ CASES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "plugins": lambda run_dir: fit(run_dir, *here([], [Steps("another")])),
     "rows": lambda run_dir: fit(run_dir, rows=here(20, 24)),
     "step": going_on,
+    "noise": lambda run_dir: fit(run_dir, data=noise),
+    "half": lambda run_dir: fit(run_dir, data=half),
+    "a sampler of NumPy": lambda run_dir: fit(run_dir, data=in_order_of(by_numpy)),
+    "a sampler of Python": lambda run_dir: fit(run_dir, data=in_order_of(by_python)),
+    "a stream": lambda run_dir: fit(run_dir, data=lambda x: Shuffled(x, 0)),
+    "a stream, later": lambda run_dir: fit(run_dir, data=lambda x: Shuffled(x, 8)),
+    "disable": lambda run_dir: fit(run_dir, on_plugin_error="disable"),
+    "async_save": lambda run_dir: fit(run_dir, async_save=True),
+    "samples": lambda run_dir: fit(run_dir, samples=lambda batch: len(batch[0])),
+    "lazy layers": lambda run_dir: fit(run_dir, lazy=True),
     **{
         f"{errno.errorcode[code]} on {rank}, {then}": failing(code, rank, then)
         for code in (errno.ENOSPC, errno.EIO)

@@ -56,7 +56,7 @@ class Fit:
         fit: arguments of Trainer.fit
         plugins: made anew for each fit
         knobs: arguments of the plugin distributed
-        test: what is evaluated after the fit
+        test: what is evaluated before the fit and after it
         saves: whether what several processes end with is saved, and read again
     """
 
@@ -104,9 +104,10 @@ def trained(make: Callable[[], Fit], plugins: Callable[..., list[Any]], folder: 
         fit.model, fit.loss, fit.optimizer(fit.model.parameters()),
         [*fit.plugins, seen, *([SavesEnd()] if run_dir else []), *plugins(**fit.knobs)], device="cpu", run_dir=run_dir,
     )  # fmt: skip
+    before = trainer.evaluate(fit.test, fit.fit.get("batch_size")) if fit.test is not None else {}
     result = trainer.fit(fit.train, fit.val, **fit.fit)
     found = {
-        "history": result.history, "steps": result.steps, "stop": result.stop_reason,
+        "history": result.history, "steps": result.steps, "stop": result.stop_reason, "before": before,
         "test": trainer.evaluate(fit.test, fit.fit.get("batch_size")) if fit.test is not None else {},
     }  # fmt: skip
     state = read(find(run_dir, "last")).model if run_dir else trainer.model.state_dict()
@@ -174,6 +175,18 @@ def windows_of_two_and_a_last_row() -> Fit:  # batches of 4, 4 | 4, 4 | 1: the l
 @case
 def windows_of_three_and_a_short_one() -> Fit:  # 5, 5, 5 | 5, 3
     return Fit(mlp(), rows(23), rows(7), {"epochs": 3, "batch_size": 5, "accumulate": 3})
+
+
+@case
+def three_batches_in_windows_of_two() -> Fit:  # 5, 5 | 5, while the workers have fetched all
+    options = {"epochs": 3, "batch_size": 5, "accumulate": 2, "num_workers": 2}
+    return Fit(mlp(), rows(23), rows(7), options, plugins=[Limits(train_batches=3)])
+
+
+@case
+def three_batches_of_a_stream_in_windows_of_two() -> Fit:
+    options = {"epochs": 3, "batch_size": 5, "accumulate": 2}
+    return Fit(mlp(), Stream(23), Stream(7), options, plugins=[Limits(train_batches=3)])
 
 
 # ----------------------------------------------------------------------------------------------------- kinds of data
@@ -261,6 +274,40 @@ class Matrix:
 @case
 def figures_of_numbers() -> Fit:
     return Fit(mlp(), rows(23), rows(7), {"epochs": 2, "batch_size": 4}, plugins=["regression"], test=rows(11))
+
+
+@case
+def figures_of_a_stream() -> Fit:
+    return Fit(mlp(), Stream(17), Stream(7), {"epochs": 2, "batch_size": 4}, plugins=["regression"], test=Stream(11))
+
+
+@case
+def figures_of_a_sharded_model() -> Fit:
+    options = {"epochs": 2, "batch_size": 4}
+    return Fit(
+        mlp(), rows(23), rows(7), options, knobs={"shard": True}, plugins=["regression"], test=rows(11), saves=True
+    )
+
+
+class Looks:
+    """Evaluates the validation set in the middle of an epoch."""
+
+    def on_fit_start(self) -> None:
+        self.found = {"looked": list[dict[str, float]]()}
+
+    def on_batch_end(self, trainer: Trainer, split: str) -> None:
+        if split == "train" and trainer.step % 2:
+            self.found["looked"].append(trainer.evaluate(trainer.loaders["val"]))
+
+
+@case
+def a_stream_looked_at() -> Fit:
+    return Fit(mlp(), rows(23), Stream(7), {"epochs": 2, "batch_size": 4}, plugins=["regression", Looks()])
+
+
+@case
+def rows_looked_at() -> Fit:
+    return Fit(mlp(), Stream(23), rows(7), {"epochs": 2, "batch_size": 4}, plugins=["regression", Looks()])
 
 
 # ----------------------------------------------------------------------------------------------------------- plugins
