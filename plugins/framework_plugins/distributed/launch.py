@@ -155,7 +155,7 @@ def link(here: Path, real: Path) -> None:
 
 @contextlib.contextmanager
 def _errors_told(rank: int, size: int) -> Iterator[None]:
-    """An error says of which process it is, once if all have the same, and reaches the report of torchrun.
+    """An error says of which process it is; one that all have is told once.
 
     Raises:
         FrameworkError: another process has gone, and which

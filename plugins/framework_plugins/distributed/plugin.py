@@ -97,22 +97,18 @@ class Distributed:
         if self.shard:
             return self._cut(trainer, whole)
         self._take_up(trainer)
-        if not any(parameter.requires_grad for parameter in whole.parameters()):
-            return whole
         self._learning = _learning(whole)
+        if not any(self._learning):
+            return whole
         return self._copies_of(trainer, whole)
 
     def _place(self, trainer: Trainer) -> None:
         if trainer.async_save:
             raise UsageError("async_save=True: several processes write a checkpoint together, while training waits")
         if trainer.on_plugin_error == "disable":
-            raise UsageError(
-                "on_plugin_error='disable' would leave a plugin out in one process, and the others wait for it"
-            )
+            raise UsageError("on_plugin_error='disable' would leave a plugin out in one process; the others would wait")
         if getattr(trainer.count, "__module__", "") != "framework.data":
-            raise UsageError(
-                "Trainer(samples=...): over several processes each row of a batch is one sample; leave it out"
-            )
+            raise UsageError("Trainer(samples=...): over several processes a row of a batch is a sample; leave it out")
         if trainer.device.type == "cuda":
             trainer.device = own_gpu(self.rank)
         elif trainer.device.type != "cpu":

@@ -54,12 +54,8 @@ class State:
             tree[OWN]["plugins"] = self._own
             if "mean" in tree:
                 tree[OWN]["mean"] = tree["mean"]
-                everyone = self._ranks.gather(tree["mean"])
-                tree["mean"] = [
-                    sum(total for total, *_ in everyone),
-                    sum(count for _, count, _ in everyone),
-                    tree["mean"][2],
-                ]
+                totals, counts, batches = zip(*self._ranks.gather(tree["mean"]), strict=True)
+                tree["mean"] = [sum(totals), sum(counts), batches[0]]
         return tree
 
     def take_up(self, snapshot: Snapshot) -> None:
