@@ -56,6 +56,7 @@ def around_run(run: Any, run_dir: Path | None) -> Iterator[Path | None]:
                     run_dir = _apart(run, found, stack)
                 elif found:
                     run_dir = found
+                Store.of_torchrun().meet(rank, size)  # all have read what the first one will write anew
                 yield run_dir
             leave()
     finally:

@@ -62,6 +62,7 @@ class Store:
         self.raw, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=10)))
         self.now = PrefixStore(f"framework/{attempt()}", self.raw)
         self._remembered = PrefixStore("framework/all", self.raw)
+        self._meetings = itertools.count()
 
     @classmethod
     def of_torchrun(cls) -> Store:
@@ -74,6 +75,12 @@ class Store:
 
     def remembered(self, key: str) -> str:
         return str(self._remembered.get(key).decode()) if self._remembered.check([key]) else ""
+
+    def meet(self, rank: int, size: int) -> None:
+        """Wait for all processes to come here."""
+        number = next(self._meetings)
+        self.now.set(f"met/{number}/{rank}", "")
+        self.now.wait([f"met/{number}/{other}" for other in range(size)])
 
     def say(self, word: str, rank: int) -> None:
         """The last word of this process: the error that ends it, empty where that was the end of another one."""
