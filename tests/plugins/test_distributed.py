@@ -10,7 +10,7 @@ import numpy
 import pytest
 import torch
 from framework_plugins.distributed import Distributed
-from framework_plugins.distributed.batches import RankRows, RankSlices, cut, cutter, mapped, of_rank, part
+from framework_plugins.distributed.batches import RankRows, RankSlices, _marked, cut, cutter, mapped, of_rank, part
 from framework_plugins.distributed.draws import Common, seed_alone
 from framework_plugins.distributed.ranks import Ranks, is_of_connection
 from framework_plugins.distributed.state import OWN, State, common_form, own_form
@@ -129,6 +129,12 @@ def test_another_stream_has_another_mark() -> None:
         return loader.mark
 
     assert 0 != mark(1) == mark(1) != mark(2)
+
+
+def test_a_batch_with_nan_is_the_same_batch_in_each_process() -> None:
+    numbers = torch.tensor([[1.0, float("nan")]]), torch.tensor([True]), torch.tensor(3)
+    assert _marked(numbers, 0) == _marked([numbers[0].clone(), *numbers[1:]], 0) == 1161105537  # in any process
+    assert _marked(numbers, 0) != _marked((numbers[0] + 1, *numbers[1:]), 0)
 
 
 def test_names_go_with_their_rows() -> None:

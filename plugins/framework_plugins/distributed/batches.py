@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler
 
 from framework import UsageError
 
 from .draws import Common
+
+MARKED = 64  # numbers of a tensor, by which batches are compared
 
 # What a DataLoader is made of, beside its batches and its generator.
 SETTINGS = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context",
@@ -121,8 +125,13 @@ class RankSlices(DataLoader[Any]):
 def _marked(batch: Any, mark: int) -> int:
     """The mark of a pass with one batch more: of some numbers of each of its tensors."""
     marks = [mark]
-    mapped(lambda t: marks.append(hash(tuple(t.reshape(-1)[:: max(1, t.numel() // 64)].tolist()))), batch)
-    return hash(tuple(marks))
+
+    def take(tensor: Tensor) -> None:
+        some = tensor.detach().reshape(-1)[:: max(1, tensor.numel() // MARKED)].contiguous().cpu()
+        marks.append(zlib.crc32(some.view(torch.uint8).numpy().tobytes(), marks[-1]))  # the bits: a nan has no hash
+
+    mapped(take, batch)
+    return marks[-1]
 
 
 def cut(batch: Any, rank: int, size: int, sizes: list[int]) -> Any:

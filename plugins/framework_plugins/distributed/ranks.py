@@ -7,7 +7,7 @@ import itertools
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defin
 
 from framework import CheckpointError, DeviceError, Processes, UsageError
 
-PATIENCE = 10.0  # seconds, for the last word of a process whose connections are closed
+SHORT_PATIENCE, PATIENCE = 2.0, 10.0  # seconds, for the last word of a process whose connections are closed
 SHOWN = 3  # differences in one message
 
 
@@ -90,17 +90,22 @@ class Store:
         """Tell the others where this process is."""
         self.now.set(f"at/{rank}", f"{os.getpid()} {socket.gethostname()}")
 
-    def words(self, ranks: Iterable[int]) -> dict[int, str | None]:
+    def words(self, ranks: Sequence[int]) -> dict[int, str | None]:
         """The last word of each of these processes; None for one that is not there any more."""
-        until, words = time.monotonic() + PATIENCE, {}  # type: float, dict[int, str | None]
-        for rank in ranks:
-            pid = self._neighbour(rank)
-            while (
-                not (said := self.now.check([f"end/{rank}"])) and time.monotonic() < until and (not pid or _runs(pid))
-            ):
-                time.sleep(0.02)
-            words[rank] = self.now.get(f"end/{rank}").decode() if said else "" if pid and _runs(pid) else None
-        return words
+        # one alone is asked only whether it tells the same
+        until = time.monotonic() + (PATIENCE if len(ranks) > 1 else SHORT_PATIENCE)
+        while True:
+            words: dict[int, str | None] = {}
+            for rank in ranks:
+                pid = self._neighbour(rank)
+                if self.now.check([f"end/{rank}"]):
+                    words[rank] = self.now.get(f"end/{rank}").decode()
+                elif pid and not _runs(pid):
+                    words[rank] = None
+            found, silent = any(word != "" for word in words.values()), [rank for rank in ranks if rank not in words]
+            if found or not silent or time.monotonic() > until:  # those who are silent may be waiting for this one
+                return words | {rank: "" if found or self._neighbour(rank) else None for rank in silent}
+            time.sleep(0.02)
 
     def _neighbour(self, rank: int) -> int:
         """The pid of a process on this machine; 0 for one elsewhere."""

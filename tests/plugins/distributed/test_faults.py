@@ -211,7 +211,7 @@ def test_batches_that_each_rank_has_drawn_for_itself_are_told(torchrun: Any, cas
 REFUSED = {
     "disable": "on_plugin_error='disable' would leave a plugin out in one process",
     "async_save": "async_save=True: several processes write a checkpoint together",
-    "samples": "Trainer(samples=...): over several processes each row of a batch is one sample",
+    "samples": "Trainer(samples=...): over several processes ",
     "lazy layers": "the model has lazy layers without a shape: give it one batch before it is trained",
 }
 
