@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import io
 import json
 import os
@@ -164,6 +165,7 @@ def measure(rows: Sequence[Workload], turns: int, file: Path) -> None:
             found[row.id].append({side: measured(side, row, data) for side in order})
     if dist.get_rank() == 0:
         file.write_text(json.dumps(found), encoding="utf-8")
+    gc.collect()  # a DDP module that hangs in a cycle holds the group
     dist.destroy_process_group()
 
 

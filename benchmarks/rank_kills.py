@@ -157,7 +157,7 @@ def run(folder: Path, ranks: int, kills: int, chance: random.Random, usual: Sequ
     (folder / "lab.py").write_text(RECIPE, "utf-8")
     words = ["-m", "framework", "lab.py", "--ranks", str(ranks), "--run-dir", "run", "--device", "cpu"]
     words += ["-p", "distributed", "-p", "no:plot", "-p", "no:progress"]
-    killed, longest = 0, 2 * usual[1] / (kills + 1)
+    killed, longest = 0, 1.3 * usual[1] / (kills + 1)  # so that most of them come before the end
     with started(command(words, ranks, kills), folder) as process:
         try:
             while killed < kills and strike(process, folder, ranks, killed, chance, longest, usual[0]):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import itertools
 import os
 import socket
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -144,10 +146,13 @@ class Ranks(Processes):
 
     @property
     def group(self) -> Any:
-        """The group for what the processes tell each other. Nobody holds it: torch aborts where it outlives its end."""
-        if self._patience not in _groups:
-            _groups[self._patience] = dist.new_group(backend="gloo", timeout=self._patience)
-        return _groups[self._patience]
+        """The group for what the processes tell each other. Only torch holds it."""
+        known = _groups.get(self._patience)
+        group = known() if known else None
+        if group is None:
+            group = dist.new_group(backend="gloo", timeout=self._patience)
+            _groups[self._patience] = weakref.ref(group)
+        return group
 
     def gather(self, value: Any) -> list[Any]:
         if self._failed:
@@ -204,12 +209,12 @@ class Ranks(Processes):
 
 
 _NUMBERS = itertools.count()  # of the times that this process has joined the others
-_groups: dict[timedelta, Any] = {}  # one is enough for all fits of a process
+_groups: dict[timedelta, Any] = {}  # weak references; one is enough for all fits of a process
 
 
 def leave() -> None:
     """This process takes no part any more."""
-    _groups.clear()
+    gc.collect()  # a DDP module that hangs in a cycle holds its group, and torch aborts where that outlives its end
     if dist.is_initialized():
         dist.destroy_process_group()
 
