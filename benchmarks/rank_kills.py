@@ -161,8 +161,8 @@ def run(folder: Path, ranks: int, kills: int, chance: random.Random, usual: Sequ
     killed, longest = 0, min(2.0, 8 / max(kills, 1)) * usual[1] / (kills + 1)
     with started(command(words, ranks, kills), folder) as process:
         try:
-            while killed < kills and strike(process, folder, ranks, killed, chance, longest, usual[0]):
-                killed += 1
+            while killed < kills and process.poll() is None:  # one that has just ended by itself is no kill
+                killed += strike(process, folder, ranks, killed, chance, longest, usual[0])
             process.wait(PATIENCE)
         except (TimeoutError, subprocess.TimeoutExpired):
             return killed, f"it hung: {said(folder)[-2000:]}"
