@@ -6,9 +6,8 @@ is on the disk; up to `--kills` times. It must end with the bits of the run of a
 parameters, buffers, optimizer, averages, plugins, the states of the generators of every process, `metrics.jsonl`, and
 the best checkpoint. The model has dropout and batch normalization.
 
-`--runs N` runs so many (100 take about half an hour on two cores), `--ranks W` with so many
-processes, `--seed S` chooses the instants, `--run N` runs one and shows what it printed. Ends with 1 if a run ended
-otherwise or hung, and names it. Needs a system with signals.
+`--runs N` runs so many, `--ranks W` with so many processes, `--seed S` chooses the instants, `--run N` runs one and
+shows what it printed. Ends with 1 if a run ended otherwise or hung, and names it. Needs a system with signals.
 """
 
 from __future__ import annotations

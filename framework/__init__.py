@@ -22,11 +22,12 @@ _HOMES = {
     "Monitor": "metrics", "NonFiniteError": "errors", "Piece": "checkpoint", "PluginError": "errors",
     "PluginOption": "cli.options", "Processes": "checkpoint", "Recipe": "recipe", "RecipeError": "errors",
     "Result": "trainer", "RunDirError": "errors", "Snapshot": "checkpoint", "Trainer": "trainer",
-    "UsageError": "errors", "assemble": "cli.building", "build": "cli.building", "command_of": "cli.building",
-    "described": "architecture", "fit_recipe": "cli.building", "hookimpl": "hooks", "kept_random_states": "seed",
-    "knobs": "cli.building", "layers": "architecture", "mode_of": "metrics", "picture": "cli.pictures",
-    "plain": "cli.pictures", "read_runs": "cli.rundir", "rebuild": "cli.building", "run": "cli.running",
-    "settings_of": "architecture", "target_of": "metrics", "unpadded": "data", "write_whole": "checkpoint",
+    "UsageError": "errors", "apply": "device", "assemble": "cli.building", "build": "cli.building",
+    "command_of": "cli.building", "described": "architecture", "fit_recipe": "cli.building", "hookimpl": "hooks",
+    "is_finished": "cli.rundir", "kept_random_states": "seed", "knobs": "cli.building", "layers": "architecture",
+    "mode_of": "metrics", "picture": "cli.pictures", "plain": "cli.pictures", "read_runs": "cli.rundir",
+    "rebuild": "cli.building", "run": "cli.running", "seed_everything": "seed", "settings_of": "architecture",
+    "target_of": "metrics", "unpadded": "data", "write_whole": "checkpoint",
 }  # fmt: skip
 
 __all__ = sorted(_HOMES)

@@ -14,9 +14,11 @@ from framework.cli.building import rebuild as rebuild
 from framework.cli.options import PluginOption as PluginOption
 from framework.cli.pictures import picture as picture
 from framework.cli.pictures import plain as plain
+from framework.cli.rundir import is_finished as is_finished
 from framework.cli.rundir import read_runs as read_runs
 from framework.cli.running import run as run
 from framework.data import unpadded as unpadded
+from framework.device import apply as apply
 from framework.errors import CheckpointError as CheckpointError
 from framework.errors import DataError as DataError
 from framework.errors import DeviceError as DeviceError
@@ -32,6 +34,7 @@ from framework.metrics import mode_of as mode_of
 from framework.metrics import target_of as target_of
 from framework.recipe import Recipe as Recipe
 from framework.seed import kept_random_states as kept_random_states
+from framework.seed import seed_everything as seed_everything
 from framework.trainer import Result as Result
 from framework.trainer import Trainer as Trainer
 

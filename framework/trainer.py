@@ -95,8 +95,7 @@ class Trainer:
         self.processes: Processes = ALONE  # those that train together; a plugin may put others here
         self.resumed: Resumed | None = None  # from what, until everything is loaded
         self.looked_at: set[str] = set()  # the splits of which a first batch was looked at for mistakes
-        self._running = False
-        self.asked = False  # whether a stop or a save waits for the next step boundary
+        self._running = self.asked = False  # asked: whether a stop or a save waits for the next step boundary
         self._stop: str | None = None
         self._saves, self._later = [], []  # type: list[str], list[Callable[[], None]]
 
@@ -251,8 +250,7 @@ class Trainer:
 
     def _start(self, train: Any, val: Any, batch_size: int | None, shuffle: bool, drop_last: bool) -> None:
         hooks = self.plugins.frozen("train")
-        self.place.exact = False  # what it was at the end of an earlier fit
-        self.epoch = self.step = 0
+        self.place.exact, self.epoch, self.step = False, 0, 0  # whatever an earlier fit has left
         self._stop, self._saves, self._later, self.asked = None, [], [], False
         self.plugins.disabled.clear()
         self.history, self.loaders, self.looked_at = [], {}, set()
@@ -298,8 +296,10 @@ class Trainer:
 
     def _commit(self, labels: Iterable[str], snapshot: Snapshot | None = None) -> None:
         assert self.run_dir is not None
-        mine = self._run_lock or self.processes.rank  # of several processes the first one holds it
-        with contextlib.nullcontext() if mine else checkpoint.lock(self.run_dir, by="fit"):
+        # of several processes the first one holds it
+        with (
+            contextlib.nullcontext() if self._run_lock or self.processes.rank else checkpoint.lock(self.run_dir, "fit")
+        ):
             self._tell_of(self._writer.finished())  # before the state is asked for: it may be about what was written
             taken = snapshot or self.snapshot()
             self._tell_of(self._writer.write(taken, self.run_dir, labels, not self._running, self.processes))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from framework.checkpoint import codec, tensors
 from framework.checkpoint.codec import PIECE, decode, encode
-from framework.checkpoint.processes import Processes, together
+from framework.checkpoint.processes import Processes, at_first, together
 from framework.checkpoint.snapshot import Snapshot, rows_of
 from framework.errors import CheckpointError
 
@@ -42,23 +42,38 @@ def is_one(name: str) -> bool:
 
 
 def files_of(snapshot: Snapshot, processes: Processes) -> dict[str, list[bytes | memoryview]]:
-    """The files that this process writes but for the manifest, each as its pieces."""
+    """The files that this process writes but for the manifest, each as its pieces.
+
+    Raises:
+        CheckpointError: a state that cannot be stored, or of another step than that of another process; in all of them
+    """
     held: dict[str, dict[str, Tensor]] = {tree: {} for tree in TREES}
-    [state, *_] = [together(processes, lambda: _state(snapshot, processes, held))[processes.rank]]
-    if processes.size > 1:
-        own = {f"{tree}.{name}": tensor for tree in OWN for name, tensor in held[tree].items()}
-        marks = {name: hashlib.sha256(b"".join(tensors.written({"": tensor}))).digest() for name, tensor in own.items()}
-        first = processes.gather((snapshot.step, marks if processes.rank == 0 else {}))
-        if len({step for step, _ in first}) > 1:
-            steps = ", ".join(str(step) for step, _ in first)
-            raise CheckpointError(f"the processes are at different steps: {steps}")
-        if processes.rank:
-            pieces = {f"{tree}.{name}": t for tree in TREES for name, t in held[tree].items() if PIECE.search(name)}
-            differing = {name: tensor for name, tensor in own.items() if marks[name] != first[0][1].get(name)}
-            text, parts = _of_other(processes.rank)
-            own_state = {tree: state[tree] for tree in OWN}
-            return {text: [codec.text(own_state)], parts: tensors.written({**differing, **pieces})}
-    return {STATE: [codec.text(state)], **{f"{tree}.safetensors": tensors.written(held[tree]) for tree in TREES}}
+    state: dict[str, Any] = {}
+    made: dict[str, list[bytes | memoryview]] = {}
+    together(processes, lambda: state.update(_state(snapshot, processes, held)))
+    steps = processes.gather(snapshot.step)
+    if len({*steps}) > 1:
+        raise CheckpointError(f"the processes are at different steps: {', '.join(map(str, steps))}")
+    first = at_first(processes, lambda: _marks(held) if processes.size > 1 else {})
+    together(processes, lambda: made.update(_files(processes.rank, state, held, first)))
+    return made
+
+
+def _files(
+    rank: int, state: dict[str, Any], held: dict[str, dict[str, Tensor]], first: dict[str, bytes]
+) -> dict[str, list[bytes | memoryview]]:
+    if rank == 0:
+        return {STATE: [codec.text(state)], **{f"{tree}.safetensors": tensors.written(held[tree]) for tree in TREES}}
+    marks, all_held = _marks(held), {f"{tree}.{name}": t for tree in TREES for name, t in held[tree].items()}
+    own = {n: t for n, t in all_held.items() if PIECE.search(n) or (n in marks and marks[n] != first.get(n))}
+    text, parts = _of_other(rank)
+    return {text: [codec.text({tree: state[tree] for tree in OWN})], parts: tensors.written(own)}
+
+
+def _marks(held: dict[str, dict[str, Tensor]]) -> dict[str, bytes]:
+    """The SHA-256 of each tensor that may be another one in each process: what is as the first has it is left out."""
+    own = {f"{tree}.{name}": tensor for tree in OWN for name, tensor in held[tree].items()}
+    return {name: hashlib.sha256(b"".join(tensors.written({"": tensor}))).digest() for name, tensor in own.items()}
 
 
 def _state(snapshot: Snapshot, processes: Processes, held: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
@@ -79,7 +94,7 @@ def snapshot_of(held: dict[str, Any], told: dict[str, Any]) -> Snapshot:
     """What the files of a checkpoint tell, each of them parsed; `told` is its manifest.
 
     Raises:
-        CheckpointError, KeyError, TypeError, ValueError, AttributeError, RuntimeError: no checkpoint tells this
+        CheckpointError, LookupError, TypeError, ValueError, AttributeError, RuntimeError: no checkpoint tells this
     """
     others = [tuple(held.pop(name) for name in _of_other(rank)) for rank in range(1, told["world_size"])]
     state = held.pop(STATE)

@@ -66,9 +66,7 @@ def write(
         contents = files_of(snapshot, processes)
         need = sum(together(processes, lambda: _size(contents)))
         earlier = at_first(processes, lambda: _prepared(directory, need))
-        path, digest = _commit(
-            directory, contents, lambda: _manifest(snapshot, processes.size, *earlier[:1]), processes
-        )
+        path, digest = _commit(directory, contents, lambda: _manifest(snapshot, processes.size, *earlier), processes)
         at_first(processes, lambda: _point(path, digest, labels))
     except (OSError, MemoryError) as error:
         last = f"; the last one is {earlier[0][0].name}" if earlier else ""
@@ -90,7 +88,7 @@ def _size(contents: dict[str, list[bytes | memoryview]]) -> int:
 
 
 def _prepared(directory: Path, need: int) -> list[tuple[Path, dict[str, Any]]]:
-    """The checkpoints that are there, the newest first, when there is room for `need` bytes more."""
+    """The newest checkpoint that is there, if any, when there is room for `need` bytes more."""
     files.make_directory(directory)
     files.sweep(directory)
     earlier = [(path, told) for path, told in _listed(directory) if told]
@@ -102,7 +100,7 @@ def _prepared(directory: Path, need: int) -> list[tuple[Path, dict[str, Any]]]:
         last = f"; the last one is {earlier[0][0].name}" if earlier else ""
         sizes = f"it needs {math.ceil(need / 1e6):,} MB, {free // 10**6:,} MB are free at {directory}{last}"
         raise CheckpointError(f"not enough space for a checkpoint: {sizes}")
-    return earlier
+    return earlier[:1]
 
 
 def _point(path: Path, digest: str, labels: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ import numpy
 import pytest
 import torch
 from framework_plugins.distributed import Distributed
-from framework_plugins.distributed.batches import RankRows, RankSlices, _marked, cut, cutter, mapped, of_rank, part
+from framework_plugins.distributed.batches import RankRows, RankSlices, _marked, cut, cutter, of_rank, part
 from framework_plugins.distributed.draws import Common, seed_alone
 from framework_plugins.distributed.ranks import Ranks, is_of_connection
 from framework_plugins.distributed.state import OWN, State, common_form, own_form
@@ -26,7 +26,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from framework import Snapshot, UsageError
+from framework import Snapshot, UsageError, apply
 from framework.testing import tiny_data, tiny_trainer
 
 
@@ -268,7 +268,7 @@ def test_another_number_of_processes_goes_on_with_the_common_stream_and_streams_
 
 def test_a_tree_keeps_its_kinds() -> None:
     tree = {"a": [torch.ones(2)], "b": (1, torch.zeros(1)), "c": "text"}
-    made = mapped(lambda tensor: tensor + 1, tree)
+    made = apply(lambda tensor: tensor + 1, tree)
     assert made["a"][0].tolist() == [2, 2]
     assert made["b"] == (1, torch.ones(1))
     assert made["c"] == "text"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import operator
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler
 
-from framework import UsageError
+from framework import UsageError, apply
 
 from .draws import Common
 
@@ -26,19 +26,6 @@ SETTINGS = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_f
 def part(rows: int, rank: int, size: int) -> range:
     """The rows of a batch that are for one of `size` processes; the numbers of rows differ by at most one."""
     return range(rows * rank // size, rows * (rank + 1) // size)
-
-
-def mapped(function: Callable[[Tensor], Any], tree: Any) -> Any:
-    """The same tree of dicts, lists and tuples with `function` applied to its tensors."""
-    if isinstance(tree, Tensor):
-        return function(tree)
-    if isinstance(tree, dict):
-        same = tree.copy()
-        same.update({key: mapped(function, value) for key, value in tree.items()})
-        return same
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(mapped(function, value) for value in tree))
-    return type(tree)(mapped(function, value) for value in tree) if isinstance(tree, (list, tuple)) else tree
 
 
 class RankRows(Sampler[list[Any]]):
@@ -130,14 +117,14 @@ def _marked(batch: Any, mark: int) -> int:
         some = tensor.detach().reshape(-1)[:: max(1, tensor.numel() // MARKED)].contiguous().cpu()
         marks.append(zlib.crc32(some.view(torch.uint8).numpy().tobytes(), marks[-1]))  # the bits: a nan has no hash
 
-    mapped(take, batch)
+    apply(take, batch)
     return marks[-1]
 
 
 def cut(batch: Any, rank: int, size: int, sizes: list[int]) -> Any:
     """The rows of a batch that are for one process; how many the whole has is added to `sizes`."""
     lengths: list[int] = []
-    mapped(lambda tensor: lengths.append(len(tensor)) if tensor.dim() else None, batch)
+    apply(lambda tensor: lengths.append(len(tensor)) if tensor.dim() else None, batch)
     if not lengths or len(set(lengths)) > 1:
         told = ", ".join(map(str, lengths)) or "none"
         raise UsageError(

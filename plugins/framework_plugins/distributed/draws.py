@@ -9,11 +9,11 @@ is drawn from torch's, Python's and NumPy's own generators, which each process s
 from __future__ import annotations
 
 import hashlib
-import random
-import sys
 from typing import Any
 
 import torch
+
+from framework import seed_everything
 
 
 class Common:
@@ -46,10 +46,7 @@ class Common:
 
 def seed_alone(state: Any, rank: int) -> None:
     """Seed what one process draws for itself, by the state of the common stream and its rank."""
-    torch.manual_seed(seed := seed_of(state, rank))
-    random.seed(seed)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(seed % 2**32)
+    seed_everything(seed_of(state, rank))
 
 
 def seed_of(state: Any, rank: int) -> int:

@@ -21,13 +21,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from framework import FrameworkError, UsageError, write_whole
+from framework import FrameworkError, UsageError, is_finished, write_whole
 
 from .ranks import Store, attempt, is_of_connection, leave, own_gpu, world
 
 RUN, CHECKPOINTS = "run.json", "checkpoints"
 SAME = "recipe", "sha256", "knobs", "seed"  # of a run that is gone on with by the command that began it
-SIGNALS = None, "Ctrl-C", "SIGTERM", "SIGHUP"  # why a run ended that can go on
 
 job: Any = None  # of this process, while it runs
 _numbers = itertools.count()  # of the runs of this process
@@ -108,12 +107,13 @@ def _goes_on(run: Any, path: Path) -> tuple[bool, bool]:
         return False, False
     if run.resumes or any(info.get(name) != json.loads(json.dumps(run.about[name], default=str)) for name in SAME):
         return False, False  # it was asked for, or will be refused
-    reason = info.get("stop_reason")
-    if reason == "completed" or ("seconds" in info and reason not in SIGNALS):
+    if is_finished(path):
         return False, True
     if any(path.glob(f"{CHECKPOINTS}/step-*")) or any(path.glob(f"*/{CHECKPOINTS}/step-*")):
         return True, False
-    if reason is not None:  # it failed before its first checkpoint, and begins anew in its own directory
+    if (
+        info.get("stop_reason") is not None
+    ):  # it failed before its first checkpoint, and begins anew in its own directory
         write_whole(path / RUN, json.dumps({**info, "stop_reason": None}, indent=2, ensure_ascii=False) + "\n")
     return False, False
 

@@ -12,9 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from framework import Piece, Snapshot
-
-from .batches import mapped
+from framework import Piece, Snapshot, apply
 
 
 def shard(model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> nn.Module:
@@ -40,7 +38,7 @@ def shard(model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.devi
         group["params"] = [cut.get(id(parameter), parameter) for parameter in group["params"]]
     for parameter in [parameter for parameter in optimizer.state if id(parameter) in cut]:
         held = optimizer.state.pop(parameter)
-        optimizer.state[cut[id(parameter)]] = mapped(like(cut[id(parameter)]), held)
+        optimizer.state[cut[id(parameter)]] = apply(like(cut[id(parameter)]), held)
     return model
 
 
@@ -70,7 +68,7 @@ def cut_snapshot(snapshot: Snapshot, model: nn.Module, optimizer: torch.optim.Op
     snapshot.model = {name: like(live.get(name))(value) for name, value in snapshot.model.items()}
     members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = snapshot.optimizer.get("state", {})
-    cut = {index: mapped(like(members[index]), held) for index, held in state.items()}
+    cut = {index: apply(like(members[index]), held) for index, held in state.items()}
     snapshot.optimizer = {**snapshot.optimizer, "state": cut}
 
     def of_plugins(tree: Any) -> Any:

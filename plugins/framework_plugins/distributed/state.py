@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framework import Snapshot
+from framework import Snapshot, apply
 
-from .batches import mapped
 from .draws import seed_of
 from .ranks import Ranks
 
@@ -43,7 +42,7 @@ class State:
 
     def local(self, name: str, tree: Any) -> Any:
         """A tree of a snapshot as this process writes it."""
-        tree = mapped(self._piece, tree) if self._piece else tree
+        tree = apply(self._piece, tree) if self._piece else tree
         if name == "plugins":
             self._own = {n: {key: tree[n][key] for key in keys} for n, keys in self._sums.items() if n in tree}
             everyone = self._ranks.gather(self._own)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import os
 import pickle
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from framework import CheckpointError
 from framework.checkpoint import store
@@ -59,19 +58,6 @@ class Divided:
         return operation
 
 
-@pytest.fixture(scope="session")
-def disk() -> ModuleType:
-    """tests/framework/checkpoint/disk.py: disks that fail."""
-    folder = Path(__file__).parents[2] / "framework" / "checkpoint"
-    spec = importlib.util.spec_from_file_location("disk", folder / "disk.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["disk"] = module  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(autouse=True)
 def _quick_turns() -> Iterator[None]:
     before = sys.getswitchinterval()
@@ -80,8 +66,13 @@ def _quick_turns() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
-def save(disk: ModuleType, base: Any, number: int, ranks: list[Any], labels: tuple[str, ...] = ("last",)) -> list[Any]:
-    """What each rank is told by one save: the path, or the error. `ranks` has the disk of each; None is that of all."""
+def save(
+    disk: ModuleType, base: Any, number: int, ranks: list[Any], labels: tuple[str, ...] = ("last",), odd: Any = None
+) -> list[Any]:
+    """What each rank is told by one save: the path, or the error.
+
+    `ranks` has the disk of each; None is that of all. `odd` is what the last rank wants saved in place of the state.
+    """
     meet, table, told = threading.Barrier(len(ranks)), [b""] * len(ranks), [None] * len(ranks)  # type: Any, Any, Any
     system = Divided(base)
 
@@ -90,7 +81,8 @@ def save(disk: ModuleType, base: Any, number: int, ranks: list[Any], labels: tup
             system.mine.disk = ranks[rank]
         try:
             together = Together(rank, len(ranks), meet, table)
-            told[rank] = store.write(disk.snapshot(number), disk.RUN, labels, processes=together)
+            state = odd if odd and rank == len(ranks) - 1 else disk.snapshot(number)
+            told[rank] = store.write(state, disk.RUN, labels, processes=together)
         except (CheckpointError, Gone, disk.Killed) as error:
             told[rank] = error
             if not isinstance(error, CheckpointError):
@@ -152,6 +144,25 @@ def test_each_error_at_each_operation_of_each_rank_is_told_to_all(
 
     survived = kind == "short" or (kind == errno.EIO and rank and not sticky)  # by writing everything anew
     assert failed == 0 if survived else failed > 3
+
+
+@pytest.mark.parametrize("value", [torch.eye(2).to_sparse(), object()], ids=["a sparse tensor", "no plain value"])
+def test_what_one_rank_cannot_store_is_told_to_all(disk: ModuleType, value: Any) -> None:
+    base, odd = after(disk, 3), disk.snapshot(4)
+    odd.plugins["p"] = value
+    told = save(disk, base, 4, [None] * 3, odd=odd)
+
+    assert {type(each) for each in told} == {CheckpointError}
+    assert len({str(each) for each in told}) == 1
+    assert outcome(disk, told, base) is None
+
+
+def test_ranks_at_different_steps_are_told_so(disk: ModuleType) -> None:
+    base = after(disk, 3)
+    told = save(disk, base, 4, [None] * 3, odd=disk.snapshot(4, step=41))
+
+    assert [str(each) for each in told] == ["the processes are at different steps: 40, 40, 41"] * 3
+    assert outcome(disk, told, base) is None
 
 
 def test_errors_of_two_ranks_at_once_are_told_as_one(disk: ModuleType) -> None:
