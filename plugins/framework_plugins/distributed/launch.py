@@ -111,9 +111,8 @@ def _goes_on(run: Any, path: Path) -> tuple[bool, bool]:
         return False, True
     if any(path.glob(f"{CHECKPOINTS}/step-*")) or any(path.glob(f"*/{CHECKPOINTS}/step-*")):
         return True, False
-    if (
-        info.get("stop_reason") is not None
-    ):  # it failed before its first checkpoint, and begins anew in its own directory
+    if info.get("stop_reason") is not None:
+        # it failed before its first checkpoint, and begins anew in its own directory
         write_whole(path / RUN, json.dumps({**info, "stop_reason": None}, indent=2, ensure_ascii=False) + "\n")
     return False, False
 
