@@ -20,7 +20,7 @@ def test_ten_kills_of_ranks_at_random_instants_end_as_the_run_left_alone(capsys:
 
     assert status == 0, said
     assert told is not None
-    assert int(told[1]) >= 2, f"hardly any was killed: {said}"
+    assert int(told[1]) >= 5, f"hardly any was killed: {said}"
     assert told[2] == "0"
 
 
